@@ -1,0 +1,150 @@
+"""The database file: connections, transactions, and SQLite's errors in our words.
+
+Knows nothing of what the tables mean.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latent_memory.errors import StoreBusyError, StoreDamagedError, StoreError, StoreFullError
+from latent_memory.migrations import APPLICATION_ID, migrate
+
+FILE_NAME = "memory.sqlite"
+BUSY_SECONDS = 60.0
+
+# SQLite takes at most 32,766 bound values in one statement; ids go in slices.
+_SLICE = 10_000
+
+
+class Database:
+    """The database in a directory. Safe to use from several threads; each gets its own connection."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / FILE_NAME
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.RLock()
+        self._closed = False
+        with self.translated():
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise StoreError(
+                    f"{directory} is a file, and a store is a directory; name another place with --store"
+                ) from None
+            except OSError as error:
+                raise StoreError(f"cannot create the store {directory}: {error.strerror}") from None
+            migrate(self._connection, str(self.path))
+
+    # -- connections and transactions ---------------------------------------------------------------------
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            if self._closed:
+                raise StoreError(f"the memory at {self.directory} was closed; open it again")
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            try:
+                found = connection.execute("PRAGMA application_id").fetchone()[0]
+                tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+                if found != APPLICATION_ID and (found or tables):
+                    raise StoreDamagedError(f"{self.path} is another program's database, not a Latent Memory store")
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA foreign_keys = ON")
+                # What is forgotten is overwritten with zeros in the file, not only unlinked.
+                connection.execute("PRAGMA secure_delete = ON")
+            except BaseException:
+                connection.close()
+                raise
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    def close(self) -> None:
+        """Close every thread's connection. The store cannot be used afterwards."""
+        with self._lock:
+            self._closed = True
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+            self._local = threading.local()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours, each with the path and what to do."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
+                raise StoreBusyError(
+                    f"{self.path}: another process has been writing for {BUSY_SECONDS:.0f} s; try again later"
+                ) from error
+            if code == sqlite3.SQLITE_FULL:
+                raise StoreFullError(
+                    f"{self.path}: the disk is full. Nothing of this call was kept; everything stored before is "
+                    "safe. Free some space and call again"
+                ) from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreDamagedError(
+                    f"{self.path}: not readable as a database ({error}). Restore the file from a backup, or move "
+                    "it away to begin a new store"
+                ) from error
+            raise StoreError(f"{self.path}: {error}") from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all reads inside see one state of the database."""
+        with self.translated():
+            connection = self._connection
+            if connection.in_transaction:
+                yield
+                return
+            connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Run one write transaction: all of it, or nothing if it raises."""
+        with self.translated(), self._lock:
+            connection = self._connection
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # A full disk makes SQLite roll back by itself.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def rows(self, sql: str, *values: object) -> list[Any]:
+        """Run a query and return all its rows."""
+        with self.translated():
+            return self._connection.execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: object) -> Any:
+        """Run a query and return its first row, or None."""
+        with self.translated():
+            return self._connection.execute(sql, values).fetchone()
+
+    def rows_among(self, sql: str, ids: Sequence[Any], *values: object) -> list[Any]:
+        """Run a query whose `{ids}` stands for any number of values, which come after the other values."""
+        found: list[Any] = []
+        for start in range(0, len(ids), _SLICE):
+            part = ids[start : start + _SLICE]
+            found += self.rows(sql.format(ids=",".join("?" * len(part))), *values, *part)
+        return found

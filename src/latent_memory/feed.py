@@ -1,0 +1,162 @@
+"""What the indexes read of the truth, by sequence number.
+
+Passages are read by `passage_id` and deletions by `deletion_id`, both handed out in the order of commits, so that
+an index that has read up to a number has read everything that was committed with a lower one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latent_memory.database import Database
+from latent_memory.vectors import Ids, Vectors, from_bytes
+
+
+class Watermark(NamedTuple):
+    """How far a scope has got, or how far something has read it. The generation counts exchanges of all vectors."""
+
+    generation: int
+    added: int
+    deleted: int
+
+
+class PassageColumns(NamedTuple):
+    """Passages as columns, in the order of their ids; the arrays have the length n."""
+
+    passage_id: Ids
+    conversation_key: Ids
+    position: Ids
+    piece: Ids
+    words: Ids
+    role: Ids
+    epoch: np.ndarray[Any, np.dtype[np.float64]]
+
+
+class PassageText(NamedTuple):
+    """What the word index needs of a passage; its predecessor in the conversation is "" where there is none."""
+
+    passage_id: int
+    conversation_key: int
+    speaker: str
+    text: str
+    timestamp: datetime
+    predecessor_speaker: str
+    predecessor: str
+
+
+class ConversationText(NamedTuple):
+    """A conversation as (speaker, text, time) a passage, headed by the title and summary that somebody gave it."""
+
+    conversation_key: int
+    heading: str
+    passages: list[tuple[str, str, datetime]]
+
+
+class Feed:
+    """Reads of one database, for the indexes. Arrays of vectors are (n, d) float32."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.snapshot = database.snapshot
+        self.directory = database.directory
+
+    def watermark(self, scope_id: int) -> Watermark:
+        """Return how far the scope has got."""
+        row = self._database.row(
+            "SELECT coalesce((SELECT value FROM meta WHERE key = 'generation'), 0), added, deleted "
+            "FROM scopes WHERE scope_id = ?",
+            scope_id,
+        )
+        return Watermark(int(row[0]), row[1], row[2])
+
+    def columns(self, scope_id: int, after: int) -> PassageColumns:
+        """Return the scope's passages with ids beyond `after`."""
+        rows = self._database.rows(
+            "SELECT passage_id, conversation_key, position, piece, words, role, epoch FROM passages "
+            "WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id",
+            scope_id,
+            after,
+        )
+        table = np.array(rows, dtype=np.float64).reshape(len(rows), 7)  # whole numbers stay exact below 2**53
+        ids, key, position, piece, words, role = (table[:, i].astype(np.int64) for i in range(6))
+        return PassageColumns(ids, key, position, piece, words, role, table[:, 6].copy())
+
+    def deletions(self, scope_id: int, after: int) -> list[tuple[int, int]]:
+        """Return (passage_id, conversation_key) of what was deleted beyond `after`, oldest first."""
+        return self._database.rows(
+            "SELECT passage_id, conversation_key FROM deletions WHERE scope_id = ? AND deletion_id > ? "
+            "ORDER BY deletion_id",
+            scope_id,
+            after,
+        )
+
+    def vectors(self, passage_ids: Ids, dimension: int) -> Vectors:
+        """Return the vectors of passages that exist, in the order of the ids given."""
+        ids = passage_ids.tolist()
+        rows = dict(
+            self._database.rows_among("SELECT passage_id, vector FROM vectors WHERE passage_id IN ({ids})", ids)
+        )
+        return from_bytes([rows[i] for i in ids], dimension)
+
+    def vectors_after(self, scope_id: int, after: int, dimension: int) -> Vectors:
+        """Return the vectors of the scope's passages with ids beyond `after`, in the order of the ids."""
+        rows = self._database.rows(
+            "SELECT vector FROM passages JOIN vectors USING (passage_id) "
+            "WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id",
+            scope_id,
+            after,
+        )
+        return from_bytes([row[0] for row in rows], dimension)
+
+    def passage_texts(self, scope_id: int, after: int, limit: int) -> list[PassageText]:
+        """Return up to `limit` of the scope's passages beyond `after`, in the order of ids."""
+        rows = self._database.rows(
+            "SELECT passage_id, conversation_key, speaker, text, timestamp, "
+            "(SELECT p.passage_id FROM passages p WHERE p.conversation_key = said.conversation_key "
+            " AND (p.position, p.piece) < (said.position, said.piece) "
+            " ORDER BY p.position DESC, p.piece DESC LIMIT 1) "
+            "FROM said WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id LIMIT ?",
+            scope_id,
+            after,
+            limit,
+        )
+        known = {row[0]: (row[2], row[3]) for row in rows}
+        missing = [row[5] for row in rows if row[5] is not None and row[5] not in known]
+        for row in self._database.rows_among(
+            "SELECT passage_id, speaker, text FROM said WHERE passage_id IN ({ids})", missing
+        ):
+            known[row[0]] = row[1:3]
+        texts: list[PassageText] = []
+        for passage_id, key, speaker, text, timestamp, predecessor in rows:
+            before = known.get(predecessor, ("", ""))
+            texts.append(PassageText(passage_id, key, speaker, text, datetime.fromisoformat(timestamp), *before))
+        return texts
+
+    def conversation_texts(self, keys: Iterable[int]) -> Iterator[ConversationText]:
+        """Return whole conversations as texts, for those of `keys` that exist."""
+        for key in keys:
+            row = self._database.row(
+                "SELECT title, summary, generated FROM conversations WHERE conversation_key = ?", key
+            )
+            if row is None:
+                continue
+            generated = json.loads(row[2])
+            given = [part for part, name in ((row[0], "title"), (row[1], "summary")) if name not in generated]
+            passages = self._database.rows(
+                "SELECT speaker, text, timestamp FROM said WHERE conversation_key = ? ORDER BY position, piece", key
+            )
+            yield ConversationText(key, " ".join(given), [(a, b, datetime.fromisoformat(c)) for a, b, c in passages])
+
+    def conversation_keys(self, scope_id: int, conversation_ids: Iterable[str]) -> list[int]:
+        """Return the keys of those of the conversations that exist in the scope."""
+        rows = self._database.rows_among(
+            "SELECT conversation_key FROM conversations WHERE scope_id = ? AND conversation_id IN ({ids})",
+            list(conversation_ids),
+            scope_id,
+        )
+        return [row[0] for row in rows]

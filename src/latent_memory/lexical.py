@@ -1,0 +1,325 @@
+"""Documents by their words: BM25, with tantivy for what is settled and plain memory for what is new.
+
+A tantivy commit costs 10 ms and only one process at a time may make one, so documents are first kept as an
+overlay in memory, scored with the same formula and the joined statistics of both parts, and committed in
+batches by whoever finds the writer free. A small scope never gets an index on disk at all.
+
+What the index has read is kept as a document inside it, so that it is committed together with what it speaks
+of. Words are analysed here, once, for documents and queries alike: tantivy's query language is never used, so
+quotes, colons and AND are plain text.
+
+Knows nothing of the database: documents come in as lists of words under an integer key.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tantivy
+from filelock import FileLock, Timeout
+
+from latent_memory.vectors import Ids, Scores
+
+# Lucene's and tantivy's constants (Robertson & Zaragoza 2009).
+K1, B = 1.2, 0.75
+
+# Keys of documents begin at 1.
+_STATE_KEY = 0
+# Bumped when documents are made in another way, so that older indexes are rebuilt.
+_FORMAT = 1
+_HEAP = 30_000_000
+# Up to so many keys are looked up by the index; of more, the results are sifted.
+_MOST_TERMS = 4096
+
+_log = logging.getLogger(__name__)
+
+# A CJK character is a word; anything else between spaces and marks is one.
+_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}"
+_ANALYZER = (
+    tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.regex(rf"[{_CJK}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{_CJK}]]+"))
+    .filter(tantivy.Filter.remove_long(80))
+    .filter(tantivy.Filter.lowercase())
+    .filter(tantivy.Filter.ascii_fold())
+    .filter(tantivy.Filter.stemmer("english"))
+    .build()
+)
+
+Words = Sequence[str]
+
+
+def words(text: str) -> list[str]:
+    """Return a text's words as they are indexed: lower case, without accents, English endings cut."""
+    return _ANALYZER.analyze(text)
+
+
+class State(NamedTuple):
+    """How far an index has read the store."""
+
+    generation: int = 0
+    added: int = 0
+    deleted: int = 0
+    # What was ever committed, replaced documents included: their ratio is the mean length.
+    documents: int = 0
+    words: tuple[int, ...] = ()  # by field
+
+
+class Found(NamedTuple):
+    """Documents found, best first: keys (n,) and BM25 scores (n,)."""
+
+    keys: Ids
+    scores: Scores
+
+
+class LexicalIndex:
+    """BM25 over documents that have an integer key and the same one or more fields.
+
+    Args:
+        directory: where the settled part is kept; None keeps everything in memory.
+        fields: the fields' names.
+    """
+
+    def __init__(self, directory: Path | None, fields: tuple[str, ...]) -> None:
+        self._directory = directory
+        self._fields = fields
+        self._index: tantivy.Index | None = None
+        self._searcher: tantivy.Searcher | None = None
+        self.state = State(words=(0,) * len(fields))
+        self._overlay = _Overlay(len(fields))
+        self._hidden: set[int] = set()  # committed, but deleted or replaced since
+
+    @property
+    def pending(self) -> int:
+        """How many documents are not committed yet."""
+        return len(self._overlay)
+
+    @property
+    def hidden(self) -> int:
+        """How many committed documents are deleted or replaced, which the index on disk does not know yet."""
+        return len(self._hidden)
+
+    # -- the settled part ---------------------------------------------------------------------------------
+
+    def open(self, generation: int) -> None:
+        """Read what is on disk, if it fits this generation of the store; forget what is in memory."""
+        self._overlay = _Overlay(len(self._fields))
+        self._hidden = set()
+        self._index = self._searcher = None
+        self.state = State(generation, words=(0,) * len(self._fields))
+        if self._directory is not None:
+            index, searcher, state = self._read(self._directory)
+            if state is not None and state.generation == generation:
+                self._index, self._searcher, self.state = index, searcher, state
+
+    def commit(self, added: int, deleted: int) -> bool:
+        """Move the overlay into the settled part, together with how far the store has been read.
+
+        Returns:
+            False if another process is writing the index (the overlay stays and serves), or if it could not
+            be written.
+        """
+        if self._directory is None:
+            return False
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._directory.with_suffix(".lock"), timeout=0):
+                return self._commit(self._directory, added, deleted)
+        except Timeout:
+            return False
+        except (ValueError, OSError) as error:
+            # The index only saves time; the overlay and the store have everything.
+            _log.warning("the word index %s could not be written: %s", self._directory, error)
+            return False
+
+    def _commit(self, directory: Path, added: int, deleted: int) -> bool:
+        # Read anew, under the lock: another process may have committed, and its segments must not be lost.
+        index, _, state = self._read(directory)
+        if state is not None and state.generation == self.state.generation:
+            if state != self.state:
+                return False
+        else:
+            shutil.rmtree(directory)
+            directory.mkdir()
+            index = None
+        index = index or tantivy.Index(self._schema(), path=str(directory))
+        counted = list(self.state.words)
+        writer = index.writer(heap_size=_HEAP, num_threads=1)
+        try:
+            for key in self._hidden | self._overlay.documents.keys():
+                writer.delete_documents_by_term("key", key)
+            for key, fields in self._overlay.documents.items():
+                document = tantivy.Document()
+                document.add_unsigned("key", key)
+                for i, (name, text) in enumerate(zip(self._fields, fields, strict=True)):
+                    document.add_text(name, " ".join(text))
+                    counted[i] += len(text)
+                writer.add_document(document)
+            documents = self.state.documents + len(self._overlay)
+            state = State(self.state.generation, added, deleted, documents, tuple(counted))
+            writer.delete_documents_by_term("key", _STATE_KEY)
+            document = tantivy.Document()
+            document.add_unsigned("key", _STATE_KEY)
+            document.add_json("state", {"format": _FORMAT, "state": json.dumps(state)})
+            writer.add_document(document)
+            writer.commit()
+        finally:
+            writer.wait_merging_threads()
+        index.reload()
+        self._index, self._searcher, self.state = index, index.searcher(), state
+        self._overlay = _Overlay(len(self._fields))
+        self._hidden = set()
+        return True
+
+    def _read(self, directory: Path) -> tuple[tantivy.Index | None, tantivy.Searcher | None, State | None]:
+        """Return what lies in a directory; nothing, if it cannot be read or was made in another way."""
+        if not (directory / "meta.json").exists():
+            return None, None, None
+        try:
+            index = tantivy.Index(self._schema(), path=str(directory), reuse=True)
+            searcher = index.searcher()
+            query = tantivy.Query.term_query(index.schema, "key", _STATE_KEY)
+            hits = searcher.search(query, 1).hits
+            kept = searcher.doc(hits[0][1]).to_dict()["state"][0]
+            if kept["format"] != _FORMAT:
+                return None, None, None
+            generation, added, deleted, documents, counted = json.loads(kept["state"])
+        except (ValueError, OSError, KeyError, TypeError, IndexError) as error:
+            _log.warning("the word index %s is rebuilt: %s", directory, error)
+            return None, None, None
+        return index, searcher, State(generation, added, deleted, documents, tuple(counted))
+
+    def _schema(self) -> tantivy.Schema:
+        schema = tantivy.SchemaBuilder().add_unsigned_field("key", indexed=True, fast=True)
+        schema = schema.add_json_field("state", stored=True)
+        for name in self._fields:
+            # Words come analysed and are only told apart here; positions would be paid for and never used.
+            schema = schema.add_text_field(name, tokenizer_name="whitespace", index_option="freq")
+        return schema.build()
+
+    # -- what is new --------------------------------------------------------------------------------------
+
+    def put(self, documents: Mapping[int, tuple[Words, ...]]) -> None:
+        """Add documents, or replace those of the same keys."""
+        for key, fields in documents.items():
+            self._overlay.put(key, fields)
+        if self._searcher is not None:
+            self._hidden.update(documents)
+
+    def remove(self, keys: Iterable[int]) -> None:
+        """Remove documents; none of them is found again."""
+        for key in keys:
+            self._overlay.remove(key)
+            if self._searcher is not None:
+                self._hidden.add(key)
+
+    # -- searching ----------------------------------------------------------------------------------------
+
+    def search(self, field: str, query: Words, count: int, allowed: Ids | None = None) -> Found:
+        """Return about the `count` best documents for a query, by one field.
+
+        Args:
+            query: words from `words`; their order does not matter.
+            allowed: if given, only documents of these keys are looked at.
+        """
+        terms = list(dict.fromkeys(query))
+        if not terms:
+            return Found(np.zeros(0, np.int64), np.zeros(0, np.float32))
+        settled = self._settled(field, terms, count, allowed)
+        if not self._overlay.documents:
+            return settled
+        place = self._fields.index(field)
+        total, documents, length = len(self._overlay), len(self._overlay), self._overlay.lengths[place]
+        frequency = {term: self._overlay.frequency(place, term) for term in terms}
+        if self._searcher is not None:
+            total += self._searcher.num_docs
+            documents += self.state.documents
+            length += self.state.words[place]
+            frequency = {t: n + self._searcher.doc_freq(field, t) for t, n in frequency.items()}
+        new = self._overlay.search(place, frequency, total, length / max(1, documents), allowed)
+        keys, scores = np.concatenate([settled.keys, new.keys]), np.concatenate([settled.scores, new.scores])
+        best = np.argsort(-scores, kind="stable")[:count]
+        return Found(keys[best], scores[best])
+
+    def _settled(self, field: str, terms: Words, count: int, allowed: Ids | None) -> Found:
+        if self._searcher is None or self._index is None:
+            return Found(np.zeros(0, np.int64), np.zeros(0, np.float32))
+        schema = self._index.schema
+        query = tantivy.Query.boolean_query(
+            [(tantivy.Occur.Should, tantivy.Query.term_query(schema, field, term, "freq")) for term in terms]
+        )
+        among: frozenset[int] | None = None
+        if allowed is not None and len(allowed) <= _MOST_TERMS:
+            keys = tantivy.Query.const_score_query(tantivy.Query.term_set_query(schema, "key", allowed.tolist()), 0.0)
+            query = tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, keys)])
+        elif allowed is not None:
+            among = frozenset(allowed.tolist())
+        limit = count
+        while True:
+            hits = self._searcher.search(query, limit, count=False).hits
+            found = self._searcher.fast_field_values("key", [address for _, address in hits])
+            kept = [
+                (int(key or 0), score)
+                for key, (score, _) in zip(found, hits, strict=True)
+                if key not in self._hidden and (among is None or key in among)
+            ]
+            if len(kept) >= count or len(hits) < limit:
+                break
+            # Deeper, past what is hidden or not allowed.
+            limit *= 4
+        return Found(np.array([key for key, _ in kept], np.int64), np.array([s for _, s in kept], np.float32))
+
+
+class _Overlay:
+    """Documents in memory, with the postings that BM25 needs."""
+
+    def __init__(self, fields: int) -> None:
+        self.documents: dict[int, tuple[Words, ...]] = {}
+        self.lengths = [0] * fields
+        self._postings: list[dict[str, dict[int, int]]] = [{} for _ in range(fields)]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def put(self, key: int, fields: tuple[Words, ...]) -> None:
+        self.remove(key)
+        self.documents[key] = fields
+        for i, text in enumerate(fields):
+            self.lengths[i] += len(text)
+            postings = self._postings[i]
+            for word, times in Counter(text).items():
+                postings.setdefault(word, {})[key] = times
+
+    def remove(self, key: int) -> None:
+        fields = self.documents.pop(key, None)
+        for i, text in enumerate(fields or ()):
+            self.lengths[i] -= len(text)
+            for word in set(text):
+                del self._postings[i][word][key]
+
+    def frequency(self, field: int, term: str) -> int:
+        return len(self._postings[field].get(term, ()))
+
+    def search(
+        self, field: int, frequency: Mapping[str, int], total: int, mean_length: float, allowed: Ids | None
+    ) -> Found:
+        scores: dict[int, float] = {}
+        only: Collection[int] | None = None if allowed is None else set(allowed.tolist())
+        for term, documents in frequency.items():
+            rarity = math.log(1 + (total - documents + 0.5) / (documents + 0.5))
+            for key, times in self._postings[field].get(term, {}).items():
+                if only is not None and key not in only:
+                    continue
+                length = len(self.documents[key][field])
+                norm = K1 * (1 - B + B * length / mean_length)
+                scores[key] = scores.get(key, 0.0) + rarity * times * (K1 + 1) / (times + norm)
+        return Found(
+            np.fromiter(scores.keys(), np.int64, len(scores)),
+            np.fromiter(scores.values(), np.float32, len(scores)),
+        )

@@ -1,0 +1,442 @@
+"""LatentMemory: the facade. `add`, `recall`, `context`, `forget`, and what one wants to know of a memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from latent_memory import context as contexts
+from latent_memory import embedders, ingest
+from latent_memory.database import FILE_NAME
+from latent_memory.embedders import Embedder
+from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
+from latent_memory.feed import Feed
+from latent_memory.messages import content_text, turn_of
+from latent_memory.passages import spoken
+from latent_memory.records import (
+    ROLES,
+    AddReport,
+    Context,
+    Conversation,
+    ConversationInfo,
+    Hit,
+    Passage,
+    Stats,
+    Turn,
+)
+from latent_memory.scope_index import Filters, ScopeIndex
+from latent_memory.store import Store, mismatch
+from latent_memory.summarisers import summariser_by_name
+from latent_memory.times import epoch, parse_time
+from latent_memory.vectors import checked
+
+DEFAULT_SCOPE = "default"
+
+Messages = Sequence[Turn | Mapping[str, Any]]
+Query = str | Messages
+Tokenizer = Callable[[str], int] | Any
+
+# Longer queries are cut to their end: a model reads 256 tokens, and words beyond a few hundred only cost time.
+_QUERY_CHARACTERS = 4_000
+# A last message of fewer words ("and the second one?") is asked together with what was said before it.
+_TELLING_WORDS = 5
+
+
+class LatentMemory:
+    """A conversation memory in a directory. Use `LatentMemory.open`.
+
+    Safe to use from several threads, and several processes may have the same directory open: what one has
+    added, the next `recall` of another finds.
+
+    Attributes:
+        embedder: what turns texts into vectors.
+    """
+
+    def __init__(self, store: Store, embedder: Embedder, summariser: ingest.Summariser | None = None) -> None:
+        self._store = store
+        self.embedder = embedder
+        self._summariser = summariser
+        self._indexes: dict[int, ScopeIndex] = {}
+        self._written: set[int] = set()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        embedder: str | Embedder | None = None,
+        summariser: str | ingest.Summariser | None = None,
+        create: bool = True,
+    ) -> Self:
+        """Open a memory.
+
+        Args:
+            path: its directory.
+            embedder: a name (see `embedders.load`) or an object with `name`, `dimension` and `embed`. By
+                default the one that the memory was made with; for a new memory all-MiniLM-L6-v2.
+            summariser: makes the summaries that conversations lack: any callable that takes a Conversation, or
+                "openai:MODEL". By default sentences are extracted.
+            create: make the directory if it is not there; otherwise that is an error.
+
+        Raises:
+            StoreError: if the path cannot hold a store, or holds one that cannot be read.
+            EmbedderMismatchError: if the memory was made with another embedder.
+        """
+        path = Path(path)
+        if not create and not (path / FILE_NAME).is_file():
+            raise StoreError(f"no memory at {path}; add conversations to it first, or name another with --store")
+        store = Store(path)
+        try:
+            known = store.embedder()
+            if embedder is None:
+                embedder = known.name if known else embedders.DEFAULT
+            if isinstance(embedder, str):
+                embedder = embedders.load(embedder)
+            if known is not None and known.name != embedder.name:
+                raise EmbedderMismatchError(mismatch(path, known, embedder.name))
+            if isinstance(summariser, str):
+                summariser = summariser_by_name(summariser)
+            return cls(store, embedder, summariser)
+        except BaseException:
+            store.close()
+            raise
+
+    def close(self) -> None:
+        """Write what the indexes still hold in memory, and close the store. What was added is safe either way."""
+        for scope_id in self._written:
+            self._index(scope_id).commit(at_least=_WORTH_A_COMMIT)
+        self._written.clear()
+        self._indexes.clear()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- the verbs ----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        conversations: Conversation | Iterable[Conversation],
+        scope: str = DEFAULT_SCOPE,
+        *,
+        progress: ingest.Progress | None = None,
+    ) -> AddReport:
+        """Add conversations to a scope; adding one again adds what is new in it.
+
+        Turns are compared with what is stored by their place in the conversation: unchanged ones cost nothing,
+        new ones are appended, changed ones replace the old. Turns that are stored and not handed in stay.
+
+        Args:
+            conversations: one, or any iterable; a long one is taken in batches of bounded size.
+            scope: the wall they live behind.
+            progress: called with the report so far, after each batch is on disk.
+
+        Returns:
+            What was added, changed and unchanged. When this returns, it is on disk.
+
+        Raises:
+            InputError: if something handed in cannot be used.
+            StoreFullError, StoreBusyError: the batch at hand was not kept; those before were.
+        """
+        _check_scope(scope)
+        if isinstance(conversations, Conversation):
+            conversations = [conversations]
+        pending = 0
+
+        def done(report: AddReport) -> None:
+            nonlocal pending
+            total = report.turns_added + report.turns_changed
+            scope_id = self._store.scope_id(scope)
+            if scope_id is not None and total:
+                self._written.add(scope_id)
+                if total - pending >= _BULK:
+                    # So that what waits in memory for an index stays bounded, however many come.
+                    self._index(scope_id).commit()
+                    pending = total
+            if progress is not None:
+                progress(report)
+
+        return ingest.add(self._store, self.embedder, conversations, scope, summariser=self._summariser, progress=done)
+
+    def recall(
+        self,
+        query: Query,
+        k: int = 10,
+        *,
+        scope: str = DEFAULT_SCOPE,
+        since: datetime | str | float | None = None,
+        until: datetime | str | float | None = None,
+        roles: str | Iterable[str] | None = None,
+        conversation_ids: str | Iterable[str] | None = None,
+    ) -> list[Hit]:
+        """Find the turns that matter to a question or to a live conversation.
+
+        Args:
+            query: a text, or the live messages (turns, or mappings with "role" and "content"), of which the
+                last one the user said is asked.
+            k: how many turns at most.
+            scope: only its turns are looked at.
+            since, until: only turns said in this time (until is exclusive); those without a time of their own
+                count with their conversation's.
+            roles, conversation_ids: only turns of these.
+
+        Returns:
+            Hits, best first, each of another turn.
+
+        Raises:
+            InputError: for an empty query, a `k` below 1, or a filter that is none.
+        """
+        _check_scope(scope)
+        text = _query_text(query)
+        if not isinstance(k, int) or k < 1:
+            raise InputError(f"k: {k!r} is not a number of turns; give 1 or more")
+        filters = _filters(since, until, roles, conversation_ids)
+        scope_id = self._store.scope_id(scope)
+        known = self._store.embedder()
+        if scope_id is None or known is None:
+            return []
+        made = self.embedder.embed([text], query=True)
+        vector = checked(made, rows=1, dimension=self.embedder.dimension, made_by=self.embedder.name)[0]
+        if known != embedders.identity(self.embedder):
+            raise EmbedderMismatchError(mismatch(self._store.directory, known, self.embedder.name))
+        found = self._index(scope_id).search(vector, text, k, filters)
+        passages = self._store.passages(scope_id, [item.passage_id for item in found])
+        # Another process may have forgotten one in between.
+        return [
+            Hit(passages[item.passage_id], item.score, item.signals) for item in found if item.passage_id in passages
+        ]
+
+    def context(
+        self,
+        query: Query,
+        budget: int = 1024,
+        *,
+        scope: str = DEFAULT_SCOPE,
+        tokenizer: Tokenizer | None = None,
+        since: datetime | str | float | None = None,
+        until: datetime | str | float | None = None,
+        roles: str | Iterable[str] | None = None,
+        conversation_ids: str | Iterable[str] | None = None,
+    ) -> Context:
+        """Recall, and write what fits into a budget as a block for a prompt.
+
+        Args:
+            query: as in `recall`; what the live messages say anyway is left out.
+            budget: the most tokens that the block may have.
+            tokenizer: of the model that will read it: a callable that counts a text's tokens, or an object
+                with `encode(text)`. Without it, tokens are estimated on the safe side.
+
+        Returns:
+            A Context; its `text` is empty if nothing was found or nothing fits.
+        """
+        if not isinstance(budget, int) or budget < 1:
+            raise InputError(f"budget: {budget!r} is not a number of tokens; give 1 or more")
+        # A chat turn has 20 to 40 tokens: enough turns to fill the budget, and some to choose from.
+        k = min(400, max(20, budget // 15))
+        hits = self.recall(
+            query,
+            k,
+            scope=scope,
+            since=since,
+            until=until,
+            roles=roles,
+            conversation_ids=conversation_ids,
+        )
+        live = [] if isinstance(query, str) else [turn.text for turn in _turns(query)]
+        scope_id = self._store.scope_id(scope)
+
+        def neighbours(conversation_id: str, positions: Sequence[int]) -> list[Passage]:
+            return self._store.turn_passages(scope_id or 0, conversation_id, positions)
+
+        return contexts.build(hits, budget, _counter(tokenizer), live=live, neighbours=neighbours)
+
+    def forget(
+        self,
+        conversation_id: str | Iterable[str] | None = None,
+        *,
+        scope: str = DEFAULT_SCOPE,
+        everything: bool = False,
+    ) -> int:
+        """Remove conversations with all that was kept of them; at once, here and in every other process.
+
+        Args:
+            conversation_id: one or several.
+            everything: remove the whole scope; then no id is given.
+
+        Returns:
+            How many conversations were there and are gone.
+        """
+        _check_scope(scope)
+        if (conversation_id is None) != everything:
+            raise InputError("forget: give either a conversation_id, or everything=True for the whole scope")
+        ids = [conversation_id] if isinstance(conversation_id, str) else conversation_id
+        scope_id = self._store.scope_id(scope)
+        if scope_id is None:
+            return 0
+        gone = self._store.forget(scope_id, None if ids is None else list(ids))
+        if gone:
+            index = self._index(scope_id)
+            if everything:
+                index.discard()
+            else:
+                index.commit(deletions=True)
+        return gone
+
+    # -- what one wants to know ---------------------------------------------------------------------------
+
+    def get(self, conversation_id: str, *, scope: str = DEFAULT_SCOPE) -> Conversation | None:
+        """Return a whole conversation, word for word, or None."""
+        scope_id = self._store.scope_id(scope)
+        return None if scope_id is None else self._store.get(scope_id, conversation_id)
+
+    def neighbours(
+        self, conversation_id: str, turn: int, *, before: int = 1, after: int = 1, scope: str = DEFAULT_SCOPE
+    ) -> list[Passage]:
+        """Return what was said around a turn: up to `before` turns before and `after` after it, in order."""
+        if before < 0 or after < 0:
+            raise InputError("neighbours: before and after are numbers of turns; give 0 or more")
+        scope_id = self._store.scope_id(scope)
+        if scope_id is None:
+            return []
+        around = [i for i in range(max(0, turn - before), turn + after + 1) if i != turn]
+        return self._store.turn_passages(scope_id, conversation_id, around)
+
+    def conversations(self, *, scope: str = DEFAULT_SCOPE, limit: int = 50, offset: int = 0) -> list[ConversationInfo]:
+        """Return a page of a scope's conversations, newest first."""
+        if limit < 0 or offset < 0:
+            raise InputError("conversations: limit and offset are numbers; give 0 or more")
+        scope_id = self._store.scope_id(scope)
+        return [] if scope_id is None else self._store.conversations(scope_id, limit, offset)
+
+    def scopes(self) -> dict[str, int]:
+        """Return the number of conversations by scope."""
+        return self._store.scopes()
+
+    def stats(self, *, scope: str | None = None) -> Stats:
+        """Return how much the memory holds: one scope, or all of it."""
+        conversations, turns, passages, first, last = self._store.counts(scope)
+        known = self._store.embedder()
+        return Stats(
+            scopes=len(self.scopes()) if scope is None else int(conversations > 0),
+            conversations=conversations,
+            turns=turns,
+            passages=passages,
+            first=first,
+            last=last,
+            embedder=known.name if known else self.embedder.name,
+            dimension=known.dimension if known else self.embedder.dimension,
+            bytes=sum(file.stat().st_size for file in self._store.directory.rglob("*") if file.is_file()),
+        )
+
+    def reembed(self, embedder: str | Embedder, *, progress: Callable[[int, int], None] | None = None) -> int:
+        """Make all vectors again with another embedder, and switch over at once when all are made.
+
+        May be interrupted and called again: what was made is kept. Until the switch every process goes on
+        with the old vectors; after it they have to be opened anew.
+
+        Args:
+            embedder: a name or an object.
+            progress: called with how many passages are done, and how many there are.
+
+        Returns:
+            How many passages have new vectors.
+        """
+        new = embedders.load(embedder) if isinstance(embedder, str) else embedder
+        identity = embedders.identity(new)
+        self._store.begin_reembedding(identity)
+        while batch := self._store.not_reembedded(_REEMBED):
+            texts = [text if speaker is None else spoken(speaker, text) for _, speaker, text in batch]
+            vectors = checked(new.embed(texts), rows=len(texts), dimension=identity.dimension, made_by=identity.name)
+            done, total = self._store.keep_reembedded([i for i, _, _ in batch], vectors)
+            if progress is not None:
+                progress(done, total)
+        count = self._store.finish_reembedding(identity)
+        if count is None:
+            # Others added something in the last moment.
+            return self.reembed(new, progress=progress)
+        self.embedder = new
+        self._indexes.clear()
+        shutil.rmtree(self._store.directory / "indexes", ignore_errors=True)
+        return count
+
+    def _index(self, scope_id: int) -> ScopeIndex:
+        index = self._indexes.get(scope_id)
+        if index is None:
+            known = self._store.embedder()
+            dimension = known.dimension if known else self.embedder.dimension
+            index = self._indexes.setdefault(scope_id, ScopeIndex(Feed(self._store.database), scope_id, dimension))
+        return index
+
+
+# A bulk add brings its indexes up to date every so many turns.
+_BULK = 10_000
+# On closing, fewer documents than this are left to be read from the store next time: that is faster.
+_WORTH_A_COMMIT = 200
+_REEMBED = 512
+
+
+def _turns(messages: Messages) -> list[Turn]:
+    """Read live messages; one that says nothing (a tool call in flight, say) is nothing to recall by."""
+    turns: list[Turn] = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if isinstance(message, Turn):
+            turns.append(message)
+        elif not isinstance(message, Mapping) or content_text(message).strip():
+            turns.append(turn_of(message, where))
+    return turns
+
+
+def _query_text(query: Query) -> str:
+    """Return what is asked: the text, or the last thing the user said, with what it leans on."""
+    if isinstance(query, str):
+        text = query
+    else:
+        turns = _turns(query)
+        asked = [i for i, turn in enumerate(turns) if turn.role == "user"] or list(range(len(turns)))
+        text = turns[asked[-1]].text if asked else ""
+        if asked and len(text.split()) < _TELLING_WORDS:
+            text = "\n".join(turn.text for turn in turns[max(0, asked[-1] - 2) : asked[-1] + 1])
+    if not text.strip():
+        raise InputError("query: empty; ask for something")
+    return text[-_QUERY_CHARACTERS:]
+
+
+def _filters(since: Any, until: Any, roles: Any, conversation_ids: Any) -> Filters:
+    begin, end = parse_time(since, "since"), parse_time(until, "until")
+    wanted = None if roles is None else frozenset([roles] if isinstance(roles, str) else roles)
+    for role in wanted or ():
+        if role not in ROLES:
+            raise InputError(f"roles: {role!r} is unknown; use {', '.join(ROLES)}")
+    ids = conversation_ids
+    return Filters(
+        since=None if begin is None else epoch(begin),
+        until=None if end is None else epoch(end),
+        roles=wanted,
+        conversation_ids=None if ids is None else frozenset([ids] if isinstance(ids, str) else ids),
+    )
+
+
+def _counter(tokenizer: Tokenizer | None) -> contexts.CountTokens:
+    if tokenizer is None:
+        return contexts.estimate_tokens
+    encode = getattr(tokenizer, "encode", None)
+    if encode is not None:
+        return lambda text: len(encode(text))
+    if callable(tokenizer):
+        return tokenizer
+    raise InputError("tokenizer: a callable that counts tokens, or an object with encode(text), was expected")
+
+
+def _check_scope(scope: object) -> None:
+    if not isinstance(scope, str) or not scope.strip():
+        raise InputError(f"scope: {scope!r} is no name; give a text such as a user's id")

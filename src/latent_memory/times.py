@@ -1,0 +1,68 @@
+"""Times: read from what people and files write, kept as they were given, compared as one scale.
+
+A time with a zone keeps it; a time without one stays without one. To compare the two, a time without a
+zone counts as UTC. Knows nothing about natural language ("last March").
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+
+from latent_memory.errors import InputError
+
+# Epoch numbers beyond this are taken for milliseconds: as seconds they would lie after the year 5138.
+_MILLISECONDS_FROM = 1e11
+
+
+def parse_time(value: object, where: str = "timestamp") -> datetime | None:
+    """Read a time from a datetime, an ISO 8601 text or a number of seconds (or milliseconds) since 1970.
+
+    Args:
+        value: the time as it was given; None and "" mean that there is none.
+        where: the field's name for the error message.
+
+    Returns:
+        The time, with the zone it was given with (numbers are UTC), or None.
+
+    Raises:
+        InputError: if `value` is no time.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = value / 1000 if abs(value) >= _MILLISECONDS_FROM else value
+        try:
+            return datetime.fromtimestamp(seconds, UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            raise InputError(f"{where}: {value!r} is no time ({error})") from None
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value.strip())
+        except ValueError:
+            pass
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    raise InputError(
+        f"{where}: {shown} is no time; give ISO 8601 such as 2025-03-28T11:00:00+01:00, "
+        "or seconds since 1970 as a number"
+    )
+
+
+def epoch(time: datetime) -> float:
+    """Return seconds since 1970; a time without a zone counts as UTC."""
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def in_words(time: datetime) -> str:
+    """Return the day as people write it, "28 March 2025": the words a question about a date would use."""
+    return f"{time.day} {_MONTHS[time.month - 1]} {time.year}"
+
+
+# Not strftime("%B"): that follows the process's locale, and an index must not.
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
