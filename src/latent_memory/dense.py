@@ -128,7 +128,10 @@ class DenseIndex:
         if len(ids) == 0:
             return np.zeros(0, np.float32)
         vectors = self._fetch(ids) if self._inverted is not None else self._rows()[np.searchsorted(self._ids, ids)]
-        return vectors @ query
+        # einsum instead of `@`: so small a product is no work for a BLAS, whose threads then spin and take the cores
+        # from the embedding of the next query (recall on 2 cores: 16 ms with `@`, 6 ms with einsum).
+        scores: Scores = np.einsum("nd,d->n", vectors, query)
+        return scores
 
     def _rows(self) -> Vectors:
         """Return the flat index's own memory as an (n, d) array."""

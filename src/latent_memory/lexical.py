@@ -128,7 +128,7 @@ class LexicalIndex:
         if self._directory is None:
             return False
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._directory.with_suffix(".lock"), timeout=0):
                 return self._commit(self._directory, added, deleted)
         except Timeout:
@@ -140,15 +140,24 @@ class LexicalIndex:
 
     def _commit(self, directory: Path, added: int, deleted: int) -> bool:
         # Read anew, under the lock: another process may have committed, and its segments must not be lost.
-        index, _, state = self._read(directory)
-        if state is not None and state.generation == self.state.generation:
-            if state != self.state:
+        index, _, there = self._read(directory)
+        if index is not None and there is not None and there.generation == self.state.generation:
+            if there != self.state:
                 return False
+            state = self._write(index, added, deleted)
         else:
-            shutil.rmtree(directory)
-            directory.mkdir()
-            index = None
-        index = index or tantivy.Index(self._schema(), path=str(directory))
+            # Made elsewhere and moved into place whole: nobody ever opens half an index.
+            new = directory.with_suffix(".new")
+            for old in (new, directory):
+                if old.exists():
+                    shutil.rmtree(old)
+            new.mkdir()
+            state = self._write(tantivy.Index(self._schema(), path=str(new)), added, deleted)
+            new.rename(directory)
+        self.open(state.generation)
+        return self.state == state
+
+    def _write(self, index: tantivy.Index, added: int, deleted: int) -> State:
         counted = list(self.state.words)
         writer = index.writer(heap_size=_HEAP, num_threads=1)
         try:
@@ -171,11 +180,7 @@ class LexicalIndex:
             writer.commit()
         finally:
             writer.wait_merging_threads()
-        index.reload()
-        self._index, self._searcher, self.state = index, index.searcher(), state
-        self._overlay = _Overlay(len(self._fields))
-        self._hidden = set()
-        return True
+        return state
 
     def _read(self, directory: Path) -> tuple[tantivy.Index | None, tantivy.Searcher | None, State | None]:
         """Return what lies in a directory; nothing, if it cannot be read or was made in another way."""
@@ -263,17 +268,16 @@ class LexicalIndex:
         limit = count
         while True:
             hits = self._searcher.search(query, limit, count=False).hits
-            found = self._searcher.fast_field_values("key", [address for _, address in hits])
-            kept = [
-                (int(key or 0), score)
-                for key, (score, _) in zip(found, hits, strict=True)
-                if key not in self._hidden and (among is None or key in among)
-            ]
-            if len(kept) >= count or len(hits) < limit:
-                break
+            addresses = [address for _, address in hits]
+            keys = np.array(self._searcher.fast_field_values("key", addresses), np.int64)
+            scores = np.array([score for score, _ in hits], np.float32)
+            if self._hidden or among is not None:
+                kept = [key not in self._hidden and (among is None or key in among) for key in keys.tolist()]
+                keys, scores = keys[kept], scores[kept]
+            if len(keys) >= count or len(hits) < limit:
+                return Found(keys, scores)
             # Deeper, past what is hidden or not allowed.
             limit *= 4
-        return Found(np.array([key for key, _ in kept], np.int64), np.array([s for _, s in kept], np.float32))
 
 
 class _Overlay:

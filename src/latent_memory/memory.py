@@ -17,6 +17,7 @@ from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
 from latent_memory.feed import Feed
 from latent_memory.messages import content_text, turn_of
 from latent_memory.passages import spoken
+from latent_memory.ranking import Weights
 from latent_memory.records import (
     ROLES,
     AddReport,
@@ -54,11 +55,13 @@ class LatentMemory:
 
     Attributes:
         embedder: what turns texts into vectors.
+        weights: how much each signal counts in a hit's score.
     """
 
     def __init__(self, store: Store, embedder: Embedder, summariser: ingest.Summariser | None = None) -> None:
         self._store = store
         self.embedder = embedder
+        self.weights = Weights()
         self._summariser = summariser
         self._indexes: dict[int, ScopeIndex] = {}
         self._written: set[int] = set()
@@ -208,7 +211,7 @@ class LatentMemory:
         vector = checked(made, rows=1, dimension=self.embedder.dimension, made_by=self.embedder.name)[0]
         if known != embedders.identity(self.embedder):
             raise EmbedderMismatchError(mismatch(self._store.directory, known, self.embedder.name))
-        found = self._index(scope_id).search(vector, text, k, filters)
+        found = self._index(scope_id).search(vector, text, k, filters, self.weights)
         passages = self._store.passages(scope_id, [item.passage_id for item in found])
         # Another process may have forgotten one in between.
         return [

@@ -22,7 +22,7 @@ from latent_memory.times import in_words
 from latent_memory.vectors import Ids, Scores, Vectors
 
 # How many candidates each signal brings; their neighbours come on top.
-CANDIDATES = 300
+CANDIDATES = 200
 # How many documents may wait in memory before they are committed to an index on disk.
 PENDING = 1_000
 # What one catching-up reads at a time: bounds the memory of a rebuild.
@@ -215,8 +215,10 @@ class ScopeIndex:
 
         rows = table.rows(np.concatenate([near, by_passage.keys, by_exchange.keys]))
         # Neighbours lend their scores and are candidates themselves, also where they could not be hits.
-        rows = np.unique(np.concatenate([rows, table.before[rows], table.after[rows]]))
-        rows = rows[rows >= 0]
+        # One place more than there are rows, so that "none", -1, has one of its own.
+        among = np.zeros(len(table) + 1, bool)
+        among[rows] = among[table.before[rows]] = among[table.after[rows]] = True
+        rows = np.flatnonzero(among[:-1])
         place = np.full(len(table) + 1, -1, np.int64)
         place[rows] = np.arange(len(rows))
         signals = rank(

@@ -217,8 +217,10 @@ class Store:
         stale: list[str] = []
         with self.database.writing() as connection:
             self._claim(connection, identity)
-            connection.execute("INSERT OR IGNORE INTO scopes (name) VALUES (?)", (scope,))
-            scope_id = connection.execute("SELECT scope_id FROM scopes WHERE name = ?", (scope,)).fetchone()[0]
+            scope_id = self.scope_id(scope)
+            if scope_id is None:
+                scope_id = connection.execute("INSERT INTO scopes (name) VALUES (?)", (scope,)).lastrowid
+                assert scope_id is not None
             for change in changes:
                 if not _write_one(connection, scope_id, change):
                     stale.append(change.record.conversation_id or "")
