@@ -118,8 +118,7 @@ def add(
 
         def read(on_bad: Callable[[InputError], None] | None) -> Iterator[Conversation]:
             for path, name in paths:
-                for conversation in jsonl.read(path, name=name, on_bad=on_bad):
-                    yield conversation
+                yield from jsonl.read(path, name=name, on_bad=on_bad)
 
         turns = sum(len(conversation.turns) for conversation in read(on_bad if skip_bad else None))
         for error in bad:
@@ -154,7 +153,7 @@ def recall(
     as_json: AsJson = False,
 ) -> None:
     """Find the turns that matter to a question, best first, with the signals that made each score."""
-    with _open(store, embedder) as memory:
+    with _open(store, embedder, warm=True) as memory:
         hits = memory.recall(
             _query(query), limit, scope=scope, since=since, until=until, roles=role, conversation_ids=conversation
         )
@@ -181,7 +180,7 @@ def context(
     as_json: AsJson = False,
 ) -> None:
     """Print the block of text that a prompt gets for a question."""
-    with _open(store, embedder) as memory:
+    with _open(store, embedder, warm=True) as memory:
         block = memory.context(
             _query(query), budget, scope=scope, since=since, until=until, roles=role, conversation_ids=conversation
         )
@@ -358,7 +357,12 @@ _QUESTIONS = (
 
 @contextmanager
 def _open(
-    store: Path | None, embedder: str | None = None, *, create: bool = False, summariser: str | None = None
+    store: Path | None,
+    embedder: str | None = None,
+    *,
+    create: bool = False,
+    summariser: str | None = None,
+    warm: bool = False,
 ) -> Iterator[LatentMemory]:
     from latent_memory.memory import LatentMemory
 
@@ -367,6 +371,8 @@ def _open(
 
         store = Path(platformdirs.user_data_dir("latent-memory", appauthor=False)) / "memory"
     with LatentMemory.open(store, embedder=embedder, create=create, summariser=summariser) as memory:
+        if warm:
+            memory.warm()
         yield memory
 
 

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tantivy
-from filelock import FileLock, Timeout
 
 from latent_memory.vectors import Ids, Scores
 
@@ -127,6 +126,9 @@ class LexicalIndex:
         """
         if self._directory is None:
             return False
+        # Here and not above: a process that only recalls need not wait for it.
+        from filelock import FileLock, Timeout
+
         try:
             self._directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._directory.with_suffix(".lock"), timeout=0):
@@ -261,8 +263,8 @@ class LexicalIndex:
         )
         among: frozenset[int] | None = None
         if allowed is not None and len(allowed) <= _MOST_TERMS:
-            keys = tantivy.Query.const_score_query(tantivy.Query.term_set_query(schema, "key", allowed.tolist()), 0.0)
-            query = tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, keys)])
+            only = tantivy.Query.const_score_query(tantivy.Query.term_set_query(schema, "key", allowed.tolist()), 0.0)
+            query = tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, only)])
         elif allowed is not None:
             among = frozenset(allowed.tolist())
         limit = count

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from latent_memory import context as contexts
-from latent_memory import embedders, ingest
+from latent_memory import embedders
 from latent_memory.database import FILE_NAME
 from latent_memory.embedders import Embedder
 from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
@@ -34,6 +34,9 @@ from latent_memory.store import Store, mismatch
 from latent_memory.summarisers import summariser_by_name
 from latent_memory.times import epoch, parse_time
 from latent_memory.vectors import checked
+
+if TYPE_CHECKING:
+    from latent_memory import ingest
 
 DEFAULT_SCOPE = "default"
 
@@ -108,6 +111,10 @@ class LatentMemory:
             store.close()
             raise
 
+    def warm(self) -> None:
+        """Start loading the embedder's model in the background, if it has one, so that the first recall waits less."""
+        getattr(self.embedder, "warm", lambda: None)()
+
     def close(self) -> None:
         """Write what the indexes still hold in memory, and close the store. What was added is safe either way."""
         for scope_id in self._written:
@@ -150,6 +157,9 @@ class LatentMemory:
             InputError: if something handed in cannot be used.
             StoreFullError, StoreBusyError: the batch at hand was not kept; those before were.
         """
+        # Here and not above: a process that only recalls need not wait for it.
+        from latent_memory import ingest
+
         _check_scope(scope)
         if isinstance(conversations, Conversation):
             conversations = [conversations]
@@ -207,11 +217,16 @@ class LatentMemory:
         known = self._store.embedder()
         if scope_id is None or known is None:
             return []
+        index = self._index(scope_id)
+        if not index.loaded:
+            # The first time, the model is loaded while the indexes are read.
+            self.warm()
+            index.refresh()
         made = self.embedder.embed([text], query=True)
         vector = checked(made, rows=1, dimension=self.embedder.dimension, made_by=self.embedder.name)[0]
         if known != embedders.identity(self.embedder):
             raise EmbedderMismatchError(mismatch(self._store.directory, known, self.embedder.name))
-        found = self._index(scope_id).search(vector, text, k, filters, self.weights)
+        found = index.search(vector, text, k, filters, self.weights)
         passages = self._store.passages(scope_id, [item.passage_id for item in found])
         # Another process may have forgotten one in between.
         return [

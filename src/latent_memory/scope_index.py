@@ -75,6 +75,11 @@ class ScopeIndex:
 
     # -- keeping in step ----------------------------------------------------------------------------------
 
+    @property
+    def loaded(self) -> bool:
+        """Whether it has read the store before."""
+        return self._read.generation >= 0
+
     def discard_memory(self) -> None:
         """Forget what is held in memory; the next search reads it again."""
         with self._lock:
