@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from latent_memory import Conversation, LatentMemory, LatentMemoryError, Turn
@@ -108,8 +109,9 @@ def test_a_bad_line(cli: Cli, filled: Path, tmp_path: Path, bad: bytes, told: st
     assert content(filled) == before
 
 
-@pytest.mark.parametrize("bad", [bad for bad, _ in BAD_LINES.values() if b"\n" not in bad], ids=lambda _: "")
-def test_a_bad_line_can_be_left_out(cli: Cli, store: Path, bad: bytes) -> None:
+@pytest.mark.parametrize("name", [name for name, (bad, _) in BAD_LINES.items() if b"\n" not in bad])
+def test_a_bad_line_can_be_left_out(cli: Cli, store: Path, name: str) -> None:
+    bad, _ = BAD_LINES[name]
     stdin = bad + b"\n" + GOOD + bad
     result = cli("add", "-", "--skip-bad", "--store", store, "--embedder", "hashing", "--json", stdin=stdin)
     assert result.returncode == 0
@@ -140,7 +142,7 @@ def test_a_directory_given_as_file(cli: Cli, filled: Path, tmp_path: Path) -> No
     assert content(filled) == before
 
 
-@pytest.mark.parametrize("name", ["", "x" * 5_000, "\0"], ids=["empty", "long", "NUL"])
+@pytest.mark.parametrize("name", ["", "x" * 5_000], ids=["empty", "long"])
 def test_a_file_name_that_can_be_none(cli: Cli, filled: Path, name: str) -> None:
     before = content(filled)
     result = cli("add", name, "--store", filled)
@@ -206,12 +208,8 @@ def test_a_store_path_inside_a_file(cli: Cli, store: Path, command: list[str], s
 
 
 @every_command
-@pytest.mark.parametrize("name", ["x" * 5_000, "a\0b"], ids=["long", "NUL"])
-def test_a_store_path_that_can_be_none(cli: Cli, store: Path, command: list[str], stdin: bytes, name: str) -> None:
-    result = cli(*command, "--store", store / name, stdin=stdin)
-    assert result.returncode == 2
-    assert result.stderr.startswith("latent-memory: ")
-    assert result.stderr.count("\n") == 1
+def test_a_store_path_that_is_too_long(cli: Cli, store: Path, command: list[str], stdin: bytes) -> None:
+    refused(cli(*command, "--store", store.with_name("x" * 300), stdin=stdin))
 
 
 @every_command
@@ -413,7 +411,7 @@ SURROGATES = {
     "forget scope": lambda memory: memory.forget("trip", scope="\ud800"),
     "conversations": lambda memory: memory.conversations(scope="\ud800"),
     "neighbours": lambda memory: memory.neighbours("\ud800", 0),
-    "stats": lambda memory: memory.stats(scope="\ud800"),
+    "stats": lambda memory: memory.stats(scope="\ud800").conversations,
 }
 
 
@@ -476,7 +474,7 @@ def found(memory: LatentMemory, query: str) -> list[tuple[str, int | None, float
         ("NOT osaka", "not osaka"),
         ("-osaka", "osaka"),
         ("+osaka -flight", "osaka flight"),
-        ("osaka^5", "osaka 5"),
+        ("osaka^999", "osaka 999"),
         ("osaka~2 flight", "osaka 2 flight"),
         ("osaka*", "osaka"),
         ("title:osaka", "title osaka"),
@@ -501,9 +499,8 @@ def test_a_query_language_is_plain_words(osaka: LatentMemory, query: str, words:
         assert osaka.recall(query)[0].passage.conversation_id == "trip"
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
+QUERIES = [
+    *(
         "*",
         "?",
         '"',
@@ -525,9 +522,15 @@ def test_a_query_language_is_plain_words(osaka: LatentMemory, query: str, words:
         "🦊",
         "&&",
         "||",
-    ]
-    + ["\0", "\x1b[2J", "\u200b", "\u202e", "\ufeff", "the", "of the and to", "AND", "OR NOT", "is it that?", "a"]
-    + ["(" * 4_000, "x" * 100_000, "word " * 50_000, "你" * 10_000, "* AND *", "_", "__", "\u0301", "\U0010ffff"],
+    ),
+    *("\0", "\x1b[2J", "\u200b", "\u202e", "\ufeff", "the", "of the and to", "AND", "OR NOT", "is it that?", "a"),
+    *("(" * 4_000, "x" * 100_000, "word " * 50_000, "你" * 10_000, "* AND *", "_", "__", "\u0301", "\U0010ffff"),
+]
+
+
+@pytest.mark.parametrize(
+    "query",
+    QUERIES,
     ids=lambda query: ascii(query)[:20],
 )
 def test_any_query_is_answered(osaka: LatentMemory, query: str) -> None:
@@ -545,15 +548,17 @@ def test_any_query_on_the_command_line(cli: Cli, filled: Path, query: str) -> No
 
 
 @settings(max_examples=60)
+@example(query="half \ud800")
 @given(query=st.text(st.characters(), min_size=1))
 def test_every_text_is_a_query_or_an_input_error(osaka: LatentMemory, query: str) -> None:
     try:
         hits = osaka.recall(query)
     except LatentMemoryError as error:
-        told = str(error)
-        assert not query.strip() or "surrogate" in told  # noqa: PT017
-        return
+        told, hits = str(error), []
+    else:
+        told = ""
     assert len(hits) <= 10
+    assert bool(told) == (not query.strip() or any("\ud800" <= character <= "\udfff" for character in query))
 
 
 # -- characters come back exactly ---------------------------------------------------------------------------
@@ -625,12 +630,20 @@ def test_words_of_any_script_are_found(memory: LatentMemory, query: str, convers
     assert memory.recall(query)[0].passage.conversation_id == conversation
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="has no pseudo-terminals")
 @pytest.mark.parametrize("command", [["recall", "Osaka"], ["show", "c"], ["list"], ["context", "Osaka"]], ids=" ".join)
-def test_what_was_stored_cannot_steer_the_terminal(cli: Cli, store: Path, command: list[str]) -> None:
+def test_what_was_stored_cannot_steer_the_terminal(store: Path, command: list[str]) -> None:
     with LatentMemory.open(store, embedder="hashing") as memory:
-        said = "Osaka \x1b]0;owned\x07 \x1b[2J \x9b31m \0"
+        said = "Osaka \x1b]0;owned\x07 \x1b[2J \x9b31m"
         memory.add(Conversation("c", [Turn("user", said, name="Ana \x1b[2J")], title="Osaka \x1b[2J", summary=said))
-    result = cli(*command, "--store", store)
-    assert result.returncode == 0
-    assert "Osaka" in result.stdout
-    assert not set("\x1b\x07\x9b\0") & set(result.stdout)
+    script = shutil.which("latent-memory", path=str(Path(sys.executable).parent))
+    assert script is not None
+    terminal, output = os.openpty()
+    try:
+        subprocess.run([script, *command, "--store", str(store)], stdout=output, check=True)
+        shown = os.read(terminal, 100_000).decode()
+    finally:
+        os.close(output)
+        os.close(terminal)
+    assert "Osaka" in shown
+    assert not set("\x1b\x07\x9b") & set(shown)

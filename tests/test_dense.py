@@ -17,7 +17,7 @@ EXACT_LIMIT = 2_000
 
 
 def _clustered(count: int, seed: int) -> Vectors:
-    centres = np.random.default_rng(100).normal(size=(60, D))
+    centres = np.random.default_rng(100).normal(size=(30, D))
     chance = np.random.default_rng(seed)
     return unit(centres[chance.integers(0, len(centres), count)] + 0.6 * chance.normal(size=(count, D)))
 
@@ -180,14 +180,14 @@ def test_growing_past_the_limit_in_small_steps() -> None:
     index.remove(IDS[10:20])
     index.add(IDS[EXACT_LIMIT : EXACT_LIMIT + 300], VECTORS[EXACT_LIMIT : EXACT_LIMIT + 300])
     assert index.approximate
-    assert _recall(index, np.delete(IDS[: EXACT_LIMIT + 300], slice(10, 20))) >= 0.9
+    assert _recall(index, np.delete(IDS[: EXACT_LIMIT + 300], slice(10, 20)), 40) >= 0.9
 
 
 def test_approximate_scores_are_the_cosines_of_the_stored_vectors() -> None:
     index = _approximate()
     for query in QUERIES:
         found = index.search(query, 100)
-        np.testing.assert_array_equal(index.score(query, found), _fetch(found) @ query)
+        np.testing.assert_allclose(index.score(query, found), _fetch(found) @ query, atol=1e-6)
 
 
 @pytest.mark.parametrize("allowed_count", [50, 200, 1_000, 4_000])
@@ -204,7 +204,7 @@ def test_approximate_search_among_few_allowed_finds_them_wherever_they_lie() -> 
 
 def test_approximate_removal() -> None:
     index = _approximate()
-    gone = np.unique(np.concatenate([_true(query, 50, IDS) for query in QUERIES]))
+    gone = np.unique(np.concatenate([_true(query, 5, IDS) for query in QUERIES] + [IDS[::7]]))
     index.remove(gone)
     left = np.setdiff1d(IDS, gone)
     assert len(index) == len(left)
@@ -388,7 +388,7 @@ def test_a_file_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog:
     index.save(1, 0)
     assert "could not be written" in caplog.text
     assert list(tmp_path.iterdir()) == [file]
-    assert _recall(index, IDS[:3_000]) >= 0.9
+    assert _recall(index, IDS[:3_000], 40) >= 0.9
 
 
 def test_a_directory_that_cannot_be_made_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

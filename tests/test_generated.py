@@ -47,9 +47,9 @@ def test_ids_stay_the_same_over_releases() -> None:
         Turn("user", "We fly to Osaka on 3 May.", datetime(2025, 3, 28, 11, tzinfo=UTC), "Ana"),
         Turn("assistant", "Noted — 日本!"),
     ]
-    assert turn_digest(turns[0]).hex() == "7e6f2ec0fa6c12dfe1e53c7a58f9a74c"
-    assert _id(*turns) == "gen-PIN"
-    assert _id(*turns, told="A trip.") == "gen-PIN2"
+    assert turn_digest(turns[0]).hex() == "cfd749f8f49dde3f47688c35ec99f590"
+    assert _id(*turns) == "gen-0895e6b0d1845c2a"
+    assert _id(*turns, told="A trip.") == "gen-95e700d0edb18a11"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_an_absent_name_is_not_a_name() -> None:
         ([Turn("assistant", "The build failed again last night.")], None, "The build failed again last night."),
         ([Turn("user", "🎉")], None, "🎉"),
         ([Turn("user", "Please  read\tthis list:\nmilk")], None, "Please read this list:"),
-        ([], "A trip to Osaka in May. With Ana.", "A trip to Osaka in May."),
+        ([], "A trip to Osaka in May.", "A trip to Osaka in May."),
     ],
 )  # fmt: skip
 def test_title(turns: list[Turn], told: str | None, expected: str) -> None:
@@ -117,22 +117,19 @@ def test_summary_is_sentences_of_the_turns_in_the_order_they_were_said() -> None
     assert places == sorted(set(places))
 
 
-def test_summary_begins_with_the_turns_nearest_the_centroid() -> None:
+def test_summary_takes_the_turns_nearest_the_centroid_while_there_is_room() -> None:
     turns = [Turn("user", f"Sentence number {word} is here.") for word in ("one", "two", "three")]
-    turns += [Turn("user", "Another " + "very " * 45 + "long one.")]
-    near, far = [1.0, 0.0], [0.0, 1.0]
-    vectors = {i: unit([vector]) for i, vector in enumerate([far, near, near, [0.9, 0.1]])}
-    assert summary(turns, vectors) == (
-        f"{turns[0].text} {turns[1].text} {turns[2].text} {turns[3].text}"
-        if sum(len(turn.text) + 1 for turn in turns) <= SUMMARY_CHARACTERS
-        else f"{turns[1].text} {turns[2].text} {turns[3].text}"
-    )
+    turns.append(Turn("user", "Another " + "very " * 45 + "long one."))
+    # The centroid points to (0.94, 0.35): nearest are the last, the second and the third, and the first is far.
+    vectors = {i: unit([vector]) for i, vector in enumerate([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.9, 0.1]])}
+    assert summary(turns, vectors) == f"{turns[1].text} {turns[3].text}"
 
 
 def test_summary_takes_the_mean_of_a_turn_in_pieces() -> None:
-    turns = [Turn("user", "The " + f"{name} " * 30 + "turn.") for name in ("first", "second")]
-    vectors = {0: unit([[1.0, 0.0], [1.0, 0.2]]), 1: unit([[0.9, 0.1]])}
-    assert summary(turns, vectors) in (turns[0].text, turns[1].text)
+    turns = [Turn("user", f"{name} " + "turn " * 40) for name in ("first", "second", "third")]
+    # The first turn's mean is nearest the centroid, its pieces are not; a second one does not fit.
+    vectors = {0: unit([[1.0, 0.0], [0.0, 1.0]]), 1: unit([[1.0, 0.2]]), 2: unit([[0.2, 1.0]])}
+    assert summary(turns, vectors) == turns[0].text.strip()
 
 
 def test_summary_leaves_machines_out_unless_there_is_nothing_else() -> None:

@@ -142,15 +142,9 @@ def test_the_contributions_are_those_of_a_plain_loop(
     n = len(rows)
     before = [row[4] if row[4] < n else -1 for row in rows]
     after = [row[5] if row[5] < n else -1 for row in rows]
-    signals = rank(
-        Candidates(
-            *(_scores(*(row[i] for row in rows)) for i in range(4)),
-            _ids(*before),
-            _ids(*after),
-            _ids(*(row[6] for row in rows)),
-        ),
-        weights,
-    )
+    meaning, words, exchange, conversation = (_scores(*(float(row[i]) for row in rows)) for i in range(4))
+    length = _ids(*(row[6] for row in rows))
+    signals = rank(Candidates(meaning, words, exchange, conversation, _ids(*before), _ids(*after), length), weights)
 
     def share(place: int, i: int) -> float:
         best = max(0.0, *(row[place] for row in rows), 0.0)

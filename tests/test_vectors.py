@@ -16,8 +16,9 @@ _NUMBERS = st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12)
 
 def test_unit_divides_each_row_by_its_length() -> None:
     made = unit([[3, 4], [0, -2], [5, 12]])
+    expected = np.array([[0.6, 0.8], [0.0, -1.0], [5 / 13, 12 / 13]])
     assert made.dtype == np.float32
-    np.testing.assert_allclose(made, [[0.6, 0.8], [0, -1], [5 / 13, 12 / 13]], rtol=1e-6)
+    np.testing.assert_allclose(made, expected, rtol=1e-6)
 
 
 def test_unit_keeps_rows_of_zeros() -> None:

@@ -163,8 +163,9 @@ class LexicalIndex:
         counted = list(self.state.words)
         writer = index.writer(heap_size=_HEAP, num_threads=1)
         try:
-            for key in self._hidden | self._overlay.documents.keys():
-                writer.delete_documents_by_term("key", key)
+            # By query: delete_documents_by_term finds nothing in an unsigned field, silently (tantivy-py 0.27).
+            gone = [_STATE_KEY, *self._hidden]
+            writer.delete_documents_by_query(tantivy.Query.term_set_query(self._schema(), "key", gone))
             for key, fields in self._overlay.documents.items():
                 document = tantivy.Document()
                 document.add_unsigned("key", key)
@@ -174,7 +175,6 @@ class LexicalIndex:
                 writer.add_document(document)
             documents = self.state.documents + len(self._overlay)
             state = State(self.state.generation, added, deleted, documents, tuple(counted))
-            writer.delete_documents_by_term("key", _STATE_KEY)
             document = tantivy.Document()
             document.add_unsigned("key", _STATE_KEY)
             document.add_json("state", {"format": _FORMAT, "state": json.dumps(state)})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from latent_memory.dense import DenseIndex
-from latent_memory.feed import Feed, PassageColumns, Watermark
+from latent_memory.feed import Feed, PassageColumns, PassageText, Watermark
 from latent_memory.lexical import LexicalIndex, words
 from latent_memory.ranking import Candidates, Weights, rank
 from latent_memory.records import ROLES
@@ -110,6 +110,7 @@ class ScopeIndex:
         ids = self._table.ids[self._table.ids > last]
         if len(ids):
             self._dense.add(ids, self._feed.vectors_after(self._scope_id, last, self._dimension))
+            self._dense.save(mark.generation, mark.deleted)
         self._read = mark
 
     def _refresh_words(self, mark: Watermark) -> None:
@@ -126,24 +127,34 @@ class ScopeIndex:
         changed = {key for _, key in gone}
         while True:
             texts = self._feed.passage_texts(self._scope_id, added, _SLICE)
-            documents: dict[int, tuple[list[str], list[str]]] = {}
-            for text in texts:
-                own = _words(text.speaker, text.text) + words(in_words(text.timestamp))
-                documents[text.passage_id] = (own, _words(text.predecessor_speaker, text.predecessor) + own)
-                changed.add(text.conversation_key)
-            self._passages.put(documents)
+            self._put_passages(texts)
+            self._put_conversations(changed | {text.conversation_key for text in texts})
+            changed = set()
             if len(texts) < _SLICE:
                 break
             added = texts[-1].passage_id
-            self._passages.commit(added, self._passages.state.deleted)
-        for told in self._feed.conversation_texts(sorted(changed)):
-            document = words(told.heading)
-            for speaker, said, timestamp in told.passages:
-                document += _words(speaker, said) + words(in_words(timestamp))
-            self._conversations.put({told.conversation_key: (document,)})
-            changed.discard(told.conversation_key)
-        self._conversations.remove(changed)
+            self._commit_words(added, mark.deleted)
         self._read_words = mark
+
+    def _put_passages(self, texts: list[PassageText]) -> None:
+        documents: dict[int, tuple[list[str], list[str]]] = {}
+        for text in texts:
+            own = _words(text.speaker, text.text) + words(in_words(text.timestamp))
+            documents[text.passage_id] = (own, _words(text.predecessor_speaker, text.predecessor) + own)
+        self._passages.put(documents)
+
+    def _put_conversations(self, keys: set[int]) -> None:
+        gone = set(keys)
+        for told in self._feed.conversation_texts(sorted(keys)):
+            document = words(told.heading)
+            for speaker, text, timestamp in told.passages:
+                document += _words(speaker, text) + words(in_words(timestamp))
+            self._conversations.put({told.conversation_key: (document,)})
+            gone.discard(told.conversation_key)
+        self._conversations.remove(gone)
+
+    def _commit_words(self, added: int, deleted: int) -> bool:
+        return all([index.commit(added, deleted) for index in (self._passages, self._conversations)])
 
     def commit(self, at_least: int = PENDING, *, deletions: bool = False) -> None:
         """Write the word indexes to disk, if it is worth it and no other process is at it.
@@ -162,19 +173,13 @@ class ScopeIndex:
             # After a refusal more must have come: trying costs time as well.
             if not stale and self._passages.pending < max(at_least, self._tried, 1):
                 return
-            done = [index.commit(mark.added, mark.deleted) for index in indexes]
             self._tried = 0
-            if not all(done):
+            if not self._commit_words(mark.added, mark.deleted):
                 # Another process is committing, or has committed more than this one had read: read what it made.
                 self._read_words = Watermark(-1, 0, 0)
                 with self._feed.snapshot():
                     self._refresh_words(self._feed.watermark(self._scope_id))
                 self._tried = self._passages.pending + PENDING
-
-    def save(self) -> None:
-        """Write the vector index of a large scope to disk, if it has grown."""
-        with self._lock:
-            self._dense.save(self._read.generation, self._read.deleted)
 
     def discard(self) -> None:
         """Remove everything on disk, too; it is made again when it is needed."""
