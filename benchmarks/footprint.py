@@ -2,8 +2,8 @@
 
     python benchmarks/footprint.py
 
-Installs this checkout with pip into a fresh virtual environment; `--quick` measures the import alone, in the environment
-that runs the script.
+Installs this checkout with pip into a fresh virtual environment; `--quick` measures the import alone, where the script
+runs.
 """
 
 from __future__ import annotations

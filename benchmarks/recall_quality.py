@@ -16,12 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
 from common import Report, parser
-
 from latent_memory import Conversation, Hit, LatentMemory, Turn
 from latent_memory.ranking import Weights
 
@@ -145,7 +145,7 @@ def main() -> None:
                 ("+ neighbours", NEIGHBOURS),
                 ("+ conversation", CONVERSATION),
             ):
-                evaluate(report, name, questions, lambda q, w=weights: recalled(memory, q, w))  # type: ignore[misc]
+                evaluate(report, name, questions, partial(recalled, memory, weights=weights))
             evaluate(report, "embedding + BM25, reciprocal ranks", questions, lambda q: by_reciprocal_ranks(memory, q))
             evaluate(report, "whole", questions, lambda q: recalled(memory, q, Weights()), bars=True)
             memory.weights = Weights()

@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import onnxruntime
-from common import QUESTIONS, Report, chat, parser
 
+from common import QUESTIONS, Report, chat, parser
 from latent_memory import LatentMemory
 from latent_memory.embedders import load
 from latent_memory.embedders.onnx import OnnxEmbedder
@@ -76,7 +77,7 @@ def adding(report: Report, place: Path, turns: int, rounds: int) -> None:
     for number in range(rounds):
         alone = clock(lambda: embedder.embed(texts))
         memory = LatentMemory.open(place / f"adding-{number}", embedder=embedder)
-        took = clock(lambda: memory.add(conversations))
+        took = clock(partial(memory.add, conversations))
         memory.close()
         seconds.append(took)
         shares.append(100 * alone / took)
@@ -93,8 +94,8 @@ def recalling(report: Report, store: Path, passages: int, rounds: int) -> None:
         whole: list[float] = []
         for _ in range(rounds):
             for question in QUESTIONS:
-                alone.append(clock(lambda q=question: memory.embedder.embed([q], query=True)))  # type: ignore[misc]
-                whole.append(clock(lambda q=question: memory.recall(q)))  # type: ignore[misc]
+                alone.append(clock(partial(memory.embedder.embed, [question], query=True)))
+                whole.append(clock(partial(memory.recall, question)))
     report.add("recall: embedding the query, median", 1000 * median(alone), "ms", "lower")
     report.add(f"recall of 10 among {passages}, median", 1000 * median(whole), "ms", "lower")
     report.add(f"recall of 10 among {passages}, p95", 1000 * float(np.percentile(whole, 95)), "ms", "lower")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from latent_memory.context import CLOSING, OPENING, build, defused, estimate_tokens
 from latent_memory.records import Context, Hit, Passage
 
-_FENCE = re.compile(r"<\s*/?\s*memory", re.IGNORECASE)
+_FENCE = re.compile(r"<\s*/?\s*memory\b", re.IGNORECASE)
 _DAY = datetime(2025, 3, 1, 12)
 
 
@@ -272,6 +272,7 @@ _PASSAGES = st.lists(
         start=st.sampled_from([0, 0, 500]),
     ),
     max_size=12,
+    unique_by=lambda passage: (passage.conversation_id, passage.turn, passage.start),
 )
 
 

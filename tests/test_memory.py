@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_new_turns_are_appended_and_only_they_are_embedded(memory: LatentMemory)
     class Watched:
         name, dimension = plain.name, plain.dimension
 
-        def embed(self, texts: list[str], *, query: bool = False) -> Vectors:
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
             embedded.extend(texts)
             return plain.embed(texts, query=query)
 
@@ -323,7 +323,7 @@ def test_an_embedder_that_returns_nonsense_changes_nothing(memory: LatentMemory)
     class Nonsense:
         name, dimension = "hashing", 256
 
-        def embed(self, texts: list[str], *, query: bool = False) -> Vectors:
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
             return np.full((len(texts), 256), np.nan, np.float32)
 
     memory.embedder = Nonsense()

@@ -23,8 +23,8 @@ with LatentMemory.open(store, embedder="hashing") as memory:
     for start in range(0, count, batch):
         ids = [f"{prefix}-{i}" for i in range(start, min(start + batch, count))]
         memory.add(
-            Conversation(i, [Turn("user", f"{i.replace('-', 'x')} begins"), Turn("assistant", f"{i.replace('-', 'x')} ends")])
-            for i in ids
+            Conversation(i, [Turn("user", f"{word} begins"), Turn("assistant", f"{word} ends")])
+            for i, word in ((i, i.replace("-", "x")) for i in ids)
         )
         print("\\n".join(ids), flush=True)
 """
@@ -75,7 +75,7 @@ def test_what_one_process_adds_or_forgets_the_next_recall_of_another_sees(store:
         here.add(Conversation("mine", [Turn("user", "the lighthouse keeper")]))
         assert len(here.recall("lighthouse")) == 1
         process = start(store, "theirs", 3, 1)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
         assert err == ""
         assert [h.passage.conversation_id for h in here.recall("theirsx1 begins", k=1)] == ["theirs-1"]
         told = subprocess.run(

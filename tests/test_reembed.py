@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def filled(store: Path, count: int = 30) -> LatentMemory:
 
 def test_another_embedder_is_refused_with_the_command_that_helps(store: Path) -> None:
     filled(store).close()
-    with pytest.raises(EmbedderMismatchError, match="latent-memory reembed --store .* --embedder all-MiniLM-L6-v2-int8"):
+    with pytest.raises(EmbedderMismatchError, match=r"reembed --store .* --embedder all-MiniLM-L6-v2-int8"):
         LatentMemory.open(store, embedder="minilm")
     with LatentMemory.open(store) as memory:
         assert memory.embedder.name == "hashing"
@@ -61,7 +62,7 @@ def test_an_interrupted_reembedding_goes_on_where_it_stopped(store: Path, monkey
     embedded = 0
 
     class Breaking(Other):
-        def embed(self, texts: list[str], *, query: bool = False) -> Vectors:  # type: ignore[override]
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
             nonlocal embedded
             embedded += len(texts)
             if embedded == 20:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from latent_memory import Conversation, LatentMemory, Turn
 
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 SECRET = "the garden key lies under the third stone"
 
 
@@ -74,7 +75,7 @@ def test_scores_do_not_depend_on_what_others_store(store: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), st.text(st.characters(codec="utf-8"), min_size=1))
+@given(TEXT.filter(str.strip), TEXT)
 def test_any_name_is_a_scope_of_its_own(memory: LatentMemory, scope: str, query: str) -> None:
     memory.add(Conversation("a", [Turn("user", "only here " + scope)]), scope=scope)
     hits = memory.recall("only here " + query, k=50, scope=scope)

@@ -9,154 +9,170 @@ import json
 import os
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import typer
+import click
 
+from latent_memory import __version__
 from latent_memory.errors import InputError, LatentMemoryError
 
 if TYPE_CHECKING:
     from latent_memory.memory import LatentMemory
     from latent_memory.records import AddReport, Context, Conversation, Hit, Passage
 
+PROGRAM = "latent-memory"
 STORE_VARIABLE = "LATENT_MEMORY_STORE"
+SCOPE_VARIABLE = "LATENT_MEMORY_SCOPE"
 
-app = typer.Typer(
-    name="latent-memory",
-    help="A conversation memory for language models: add conversations, recall the turns that matter.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
-
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        metavar="DIR",
-        envvar=STORE_VARIABLE,
-        help="The memory's directory. Default: a directory of your own in the system's place for application data.",
-        show_default=False,
-    ),
-]
-Scope = Annotated[
-    str, typer.Option("--scope", envvar="LATENT_MEMORY_SCOPE", help="Whose memory: a user, a tenant, a project.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as docs/cli.md describes it.")]
-EmbedderName = Annotated[
-    str | None,
-    typer.Option(
-        "--embedder",
-        help="minilm, hashing, sentence-transformers:MODEL or openai:MODEL. "
-        "Default: what the memory was made with; minilm for a new one.",
-        show_default=False,
-    ),
-]
-Limit = Annotated[int, typer.Option("-k", "--limit", min=1, help="How many turns at most.")]
-Since = Annotated[str | None, typer.Option(help="Only turns said then or later (ISO 8601).", show_default=False)]
-Until = Annotated[str | None, typer.Option(help="Only turns said before then (ISO 8601).", show_default=False)]
-Roles = Annotated[
-    list[str] | None, typer.Option("--role", help="Only turns of this role; may be repeated.", show_default=False)
-]
-Conversations = Annotated[
-    list[str] | None,
-    typer.Option("--conversation", metavar="ID", help="Only this conversation; may be repeated.", show_default=False),
-]
-QueryText = Annotated[str, typer.Argument(metavar="QUERY", help="What to ask; - reads it from standard input.")]
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def main() -> None:
-    """Run the command line; errors become one line on standard error and exit code 2."""
+    """Run the command line; whatever goes wrong becomes one line on standard error and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe that cannot show a character shows another one, instead of ending the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
-        app()
+        # Not app(): that has its own ideas of a broken pipe, and of how an error looks.
+        with app.make_context(PROGRAM, sys.argv[1:]) as context:
+            app.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.UsageError as error:
+        asked = error.ctx.command_path if error.ctx else PROGRAM
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
+        _fail(f"{' '.join(error.format_message().split())} (see {asked} --help)")
     except LatentMemoryError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         print("stopped; what was reported as added is kept", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, less) has gone; there is nobody to tell.
+        # The reader (head, less) has gone; there is nobody to tell, and nothing went wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+# -- options ----------------------------------------------------------------------------------------------
+
+_STORE = click.option(
+    "--store",
+    metavar="DIR",
+    envvar=STORE_VARIABLE,
+    type=click.Path(path_type=Path),
+    help=f"The memory's directory. Default: ${STORE_VARIABLE}, else one of your own where the system keeps such data.",
+)
+_SCOPE = click.option(
+    "--scope",
+    envvar=SCOPE_VARIABLE,
+    default="default",
+    show_default=True,
+    help="Whose memory: a user, a tenant, a project.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, as docs/cli.md describes it.")
+_EMBEDDER = click.option(
+    "--embedder",
+    metavar="NAME",
+    help="minilm, hashing, sentence-transformers:MODEL or openai:MODEL. Default: what the memory was made with; minilm "
+    "for a new one.",
+)
+_FILTERS = (
+    click.option("--since", metavar="TIME", help="Only turns said then or later (ISO 8601)."),
+    click.option("--until", metavar="TIME", help="Only turns said before then (ISO 8601)."),
+    click.option("--role", "roles", multiple=True, help="Only turns of this role; repeatable."),
+    click.option("--conversation", "conversations", metavar="ID", multiple=True, help="Only this one; repeatable."),
+)
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name=PROGRAM)
+def app() -> None:
+    """A conversation memory for language models: add conversations, recall the turns that matter."""
 
 
 # -- commands ---------------------------------------------------------------------------------------------
 
 
 @app.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@_options(_STORE, _SCOPE)
+@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used, and report each of them.")
+@_EMBEDDER
+@click.option("--summariser", metavar="NAME", help="openai:MODEL writes the summaries that are missing.")
+@_JSON
 def add(
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="JSONL files of conversations; - reads standard input.")
-    ],
-    store: Store = None,
-    scope: Scope = "default",
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out lines that cannot be used, and report each of them.")
-    ] = False,
-    embedder: EmbedderName = None,
-    summariser: Annotated[
-        str | None, typer.Option(help="openai:MODEL writes the summaries that are missing.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
+    files: Sequence[str],
+    store: Path | None,
+    scope: str,
+    skip_bad: bool,
+    embedder: str | None,
+    summariser: str | None,
+    as_json: bool,
 ) -> None:
-    """Add conversations. Adding a file again adds only what is new in it.
+    """Add conversations from JSONL files; - reads standard input.
 
-    Every file is checked from end to end first: if one line cannot be used, nothing is added (see --skip-bad).
+    Adding a file again adds only what is new in it. Every file is checked from end to end first: if one line cannot be
+    used, nothing is added (see --skip-bad).
     """
     from latent_memory.importers import jsonl
 
     with _sources(files) as paths:
         bad: list[str] = []
 
-        def on_bad(error: InputError) -> None:
-            bad.append(str(error))
-
         def read(on_bad: Callable[[InputError], None] | None) -> Iterator[Conversation]:
             for path, name in paths:
                 yield from jsonl.read(path, name=name, on_bad=on_bad)
 
-        turns = sum(len(conversation.turns) for conversation in read(on_bad if skip_bad else None))
-        for error in bad:
-            print(f"left out: {error}", file=sys.stderr)
-        skip = (lambda _: None) if skip_bad else None
+        turns = sum(len(c.turns) for c in read((lambda error: bad.append(str(error))) if skip_bad else None))
+        for told in bad:
+            print(_harmless(f"left out: {told}", sys.stderr), file=sys.stderr)
+        # Each bad line was told of; the second time it is passed over.
+        again = (lambda _: None) if skip_bad else None
         with _open(store, embedder, create=True, summariser=summariser) as memory, _progress("adding", turns) as at:
-
-            def done(report: AddReport) -> None:
-                at(report.turns_added + report.turns_changed + report.turns_unchanged)
-
-            report = memory.add(read(skip), scope, progress=done)
+            report = memory.add(read(again), scope, progress=lambda report: at(_handled(report)))
     if as_json:
         _print_json({**asdict(report), "left_out": len(bad)})
     else:
-        print(
+        _say(
             f"{_many(report.added, 'conversation')} added, {report.changed} changed, {report.unchanged} unchanged "
             f"({_many(report.turns_added, 'turn')} added, {report.turns_changed} changed)"
         )
 
 
 @app.command()
+@click.argument("query")
+@click.option(
+    "-k", "--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many turns at most."
+)
+@_options(_STORE, _SCOPE, *_FILTERS, _EMBEDDER, _JSON)
 def recall(
-    query: QueryText,
-    limit: Limit = 10,
-    store: Store = None,
-    scope: Scope = "default",
-    since: Since = None,
-    until: Until = None,
-    role: Roles = None,
-    conversation: Conversations = None,
-    embedder: EmbedderName = None,
-    as_json: AsJson = False,
+    query: str, limit: int, store: Path | None, scope: str, embedder: str | None, as_json: bool, **given: Any
 ) -> None:
-    """Find the turns that matter to a question, best first, with the signals that made each score."""
+    """Find the turns that matter to QUERY, best first, with the signals that made each score.
+
+    QUERY - is read from standard input.
+    """
     with _open(store, embedder, warm=True) as memory:
-        hits = memory.recall(
-            _query(query), limit, scope=scope, since=since, until=until, roles=role, conversation_ids=conversation
-        )
+        hits = memory.recall(_query(query), limit, scope=scope, **_filters(**given))
     if as_json:
         _print_json([_hit(hit) for hit in hits])
     else:
@@ -167,72 +183,64 @@ def recall(
 
 
 @app.command()
+@click.argument("query")
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="The most tokens that the block may have (estimated).",
+)
+@_options(_STORE, _SCOPE, *_FILTERS, _EMBEDDER, _JSON)
 def context(
-    query: QueryText,
-    budget: Annotated[int, typer.Option(min=1, help="The most tokens that the block may have (estimated).")] = 1024,
-    store: Store = None,
-    scope: Scope = "default",
-    since: Since = None,
-    until: Until = None,
-    role: Roles = None,
-    conversation: Conversations = None,
-    embedder: EmbedderName = None,
-    as_json: AsJson = False,
+    query: str, budget: int, store: Path | None, scope: str, embedder: str | None, as_json: bool, **given: Any
 ) -> None:
-    """Print the block of text that a prompt gets for a question."""
+    """Print the block of text that a prompt gets for QUERY; - reads it from standard input."""
     with _open(store, embedder, warm=True) as memory:
-        block = memory.context(
-            _query(query), budget, scope=scope, since=since, until=until, roles=role, conversation_ids=conversation
-        )
+        block = memory.context(_query(query), budget, scope=scope, **_filters(**given))
     if as_json:
         _print_json(_context(block))
     elif block:
-        print(block.text)
+        _say(block.text)
+    elif block.left_out:
+        print(f"nothing fits into {_many(budget, 'token')}; give a larger --budget", file=sys.stderr)
     else:
         print(f"nothing found in scope {scope!r}", file=sys.stderr)
     _leave(found=bool(block))
 
 
 @app.command()
-def show(
-    conversation: Annotated[str, typer.Argument(metavar="CONVERSATION", help="The conversation's id.")],
-    turn: Annotated[
-        int | None, typer.Option(min=0, help="Only this turn, with the one before and after.", show_default=False)
-    ] = None,
-    store: Store = None,
-    scope: Scope = "default",
-    as_json: AsJson = False,
-) -> None:
+@click.argument("conversation")
+@click.option("--turn", type=click.IntRange(min=0), help="Only this turn, with the one before and after.")
+@_options(_STORE, _SCOPE, _JSON)
+def show(conversation: str, turn: int | None, store: Path | None, scope: str, as_json: bool) -> None:
     """Print a whole conversation, word for word."""
     with _open(store) as memory:
         found = memory.get(conversation, scope=scope)
     if found is None:
         print(f"no conversation {conversation!r} in scope {scope!r}", file=sys.stderr)
-        _leave(found=False)
-        return
-    shown = range(len(found.turns)) if turn is None else range(max(0, turn - 1), min(turn + 2, len(found.turns)))
+        return _leave(found=False)
     if turn is not None and turn >= len(found.turns):
         print(f"conversation {conversation!r} has {_many(len(found.turns), 'turn')}, from 0", file=sys.stderr)
-        _leave(found=False)
-        return
+        return _leave(found=False)
+    shown = range(len(found.turns)) if turn is None else range(max(0, turn - 1), min(turn + 2, len(found.turns)))
     if as_json:
-        _print_json(_conversation(found, shown))
-        return
-    print(f"{found.title}\n{found.conversation_id} · {found.type} · {_time(found.timestamp)}")
-    print(f"{found.summary}\n")
+        return _print_json(_conversation(found, shown))
+    _say(f"{found.title}\n{found.conversation_id} · {found.type} · {_time(found.timestamp)}\n{found.summary}\n")
     for i in shown:
         said = found.turns[i]
-        print(f"{i:>3}  {said.name or said.role}: {said.text}")
+        _say(f"{i:>3}  {said.name or said.role}: {said.text}")
+    return None
 
 
 @app.command("list")
-def list_(
-    store: Store = None,
-    scope: Scope = "default",
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many conversations.")] = 50,
-    offset: Annotated[int, typer.Option(min=0, help="How many to pass over.")] = 0,
-    as_json: AsJson = False,
-) -> None:
+@_options(_STORE, _SCOPE)
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many conversations."
+)
+@click.option("--offset", type=click.IntRange(min=0), default=0, help="How many to pass over.")
+@_JSON
+def list_(store: Path | None, scope: str, limit: int, offset: int, as_json: bool) -> None:
     """List a scope's conversations, newest first."""
     with _open(store) as memory:
         page = memory.conversations(scope=scope, limit=limit, offset=offset)
@@ -240,12 +248,13 @@ def list_(
         _print_json([{**asdict(item), "timestamp": item.timestamp.isoformat()} for item in page])
     else:
         for item in page:
-            print(f"{_time(item.timestamp):<16}  {item.conversation_id:<24} {item.turns:>4}  {item.title}")
+            _say(f"{_time(item.timestamp):<16}  {item.conversation_id:<24} {item.turns:>4}  {item.title}")
     _leave(found=bool(page))
 
 
 @app.command()
-def scopes(store: Store = None, as_json: AsJson = False) -> None:
+@_options(_STORE, _JSON)
+def scopes(store: Path | None, as_json: bool) -> None:
     """List the scopes with the number of their conversations."""
     with _open(store) as memory:
         found = memory.scopes()
@@ -253,94 +262,90 @@ def scopes(store: Store = None, as_json: AsJson = False) -> None:
         _print_json(found)
     else:
         for name, count in found.items():
-            print(f"{count:>8}  {name}")
+            _say(f"{count:>8}  {name}")
     _leave(found=bool(found))
 
 
 @app.command()
-def stats(
-    store: Store = None,
-    scope: Annotated[str | None, typer.Option(help="Only this scope. Default: all.", show_default=False)] = None,
-    as_json: AsJson = False,
-) -> None:
+@_STORE
+@click.option("--scope", help="Only this scope. Default: all.")
+@_JSON
+def stats(store: Path | None, scope: str | None, as_json: bool) -> None:
     """Tell how much the memory holds."""
     with _open(store) as memory:
         found = memory.stats(scope=scope)
-    told = asdict(found)
-    told |= {name: told[name].isoformat() if told[name] else None for name in ("first", "last")}
+    told = asdict(found) | {"first": _iso(found.first), "last": _iso(found.last)}
     if as_json:
-        _print_json(told)
-        return
+        return _print_json(told)
     for name, value in told.items():
-        print(f"{name:<14} {value:,}" if isinstance(value, int) else f"{name:<14} {value}")
+        shown = f"{value:,}" if isinstance(value, int) else value or ""
+        _say(f"{name:<14} {shown}".rstrip())
+    return None
 
 
 @app.command()
-def forget(
-    conversations: Annotated[
-        list[str] | None, typer.Argument(metavar="[CONVERSATION]...", help="The conversations' ids.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Forget the whole scope.")] = False,
-    store: Store = None,
-    scope: Scope = "default",
-    as_json: AsJson = False,
-) -> None:
+@click.argument("conversations", metavar="[CONVERSATION]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Forget the whole scope.")
+@_options(_STORE, _SCOPE, _JSON)
+def forget(conversations: Sequence[str], everything: bool, store: Path | None, scope: str, as_json: bool) -> None:
     """Remove conversations with all that was kept of them, at once and for good."""
+    if bool(conversations) == everything:
+        raise click.UsageError("Name either conversations to forget, or --all for the whole scope.")
     with _open(store) as memory:
         gone = memory.forget(conversations or None, scope=scope, everything=everything)
     if as_json:
         _print_json({"forgotten": gone})
     else:
-        print(f"{_many(gone, 'conversation')} forgotten")
+        _say(f"{_many(gone, 'conversation')} forgotten")
     _leave(found=bool(gone))
 
 
 @app.command()
-def reembed(
-    embedder: Annotated[str, typer.Option("--embedder", help="The new embedder's name.")],
-    store: Store = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make all vectors again with another embedder. May be interrupted and run again; switches over at the end."""
+@click.option("--embedder", metavar="NAME", required=True, help="The new embedder.")
+@_options(_STORE, _JSON)
+def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
+    """Exchange all vectors for another embedder's.
+
+    May be interrupted and run again; switches over at the end.
+    """
     with _open(store) as memory, _progress("embedding", memory.stats().passages) as at:
         count = memory.reembed(embedder, progress=lambda done, _: at(done))
     if as_json:
         _print_json({"passages": count, "embedder": embedder})
     else:
-        print(f"{_many(count, 'passage')} embedded with {embedder}")
+        _say(f"{_many(count, 'passage')} embedded with {embedder}")
 
 
 @app.command()
-def demo(
-    keep: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the demonstration's memory here.", show_default=False)
-    ] = None,
-) -> None:
+@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the demonstration's memory here.")
+def demo(keep: Path | None) -> None:
     """Add the example conversations to a memory of their own, ask it a few questions, and show what it finds."""
     from latent_memory.importers import jsonl
-    from latent_memory.memory import LatentMemory
 
     examples = _examples()
     conversations = list(jsonl.read(examples))
+    turns = sum(len(conversation.turns) for conversation in conversations)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         place = keep or Path(temporary) / "memory"
-        turns = sum(len(conversation.turns) for conversation in conversations)
-        print(f"Adding {len(conversations)} example conversations ({turns} turns) to {place}\n")
-        with LatentMemory.open(place) as memory:
+        _say(f"Adding {len(conversations)} example conversations ({turns} turns) to {place}\n")
+        with _open(place, create=True) as memory:
             with _progress("adding", turns) as at:
-                memory.add(conversations, progress=lambda r: at(r.turns_added + r.turns_unchanged))
+                memory.add(conversations, progress=lambda report: at(_handled(report)))
             for question in _QUESTIONS:
-                print(f"? {question}")
+                _say(f"? {question}")
                 _print_hits(memory.recall(question, k=3))
-                print()
+                _say("")
             question = _QUESTIONS[0]
-            print(f"What a prompt would get for {question!r}, in at most 300 tokens:\n")
-            print(memory.context(question, budget=300).text)
-    print("\nTry next:")
-    print(f"  latent-memory add {examples}")
-    print('  latent-memory recall "what went wrong in the server outage?"')
-    print('  latent-memory context "plan my next race" --budget 512')
-    print("  latent-memory show 0328711")
+            _say(f"What a prompt would get for {question!r}, in at most 300 tokens:\n")
+            _say(memory.context(question, budget=300).text)
+    _say(
+        f"""
+Try next:
+  {PROGRAM} add {examples}
+  {PROGRAM} recall "what went wrong in the server outage?"
+  {PROGRAM} context "plan my next race" --budget 512
+  {PROGRAM} show 0328711"""
+    )
 
 
 _QUESTIONS = (
@@ -393,6 +398,12 @@ def _sources(files: Sequence[str]) -> Iterator[list[tuple[Path, str]]]:
         yield paths
 
 
+def _filters(
+    *, since: str | None, until: str | None, roles: Sequence[str], conversations: Sequence[str]
+) -> dict[str, Any]:
+    return {"since": since, "until": until, "roles": roles or None, "conversation_ids": conversations or None}
+
+
 def _query(query: str) -> str:
     if query != "-":
         return query
@@ -415,29 +426,43 @@ def _examples() -> Path:
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error while something long runs; nothing if that is not a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not total:
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with click.progressbar(length=total, label=what, file=sys.stderr, show_pos=True) as bar:
+        yield lambda done: bar.update(done - bar.pos)
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+def _handled(report: AddReport) -> int:
+    return report.turns_added + report.turns_changed + report.turns_unchanged
+
+
+def _say(text: str) -> None:
+    """Print for people; what goes to a terminal cannot steer it."""
+    print(_harmless(text, sys.stdout))
+
+
+def _harmless(text: str, stream: Any) -> str:
+    if not stream.isatty():
+        return text
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def _print_hits(hits: Iterable[Hit]) -> None:
     for rank, hit in enumerate(hits, start=1):
         passage = hit.passage
         where = "summary" if passage.turn is None else f"turn {passage.turn}"
-        speaker = passage.name or passage.role
         told = " ".join(passage.text.split())
-        print(f"{rank:>2}  {hit.score:.2f}  {speaker}: {told if len(told) <= 300 else told[:299] + '…'}")
         signals = "  ".join(f"{name} {value:.2f}" for name, value in hit.signals.items() if value >= 0.005)
-        title = passage.title if len(passage.title) <= 60 else passage.title[:59] + "…"
-        print(f"          {title} · {passage.conversation_id} · {where} · {_time(passage.timestamp)}")
-        print(f"          {signals}")
+        _say(
+            f"{rank:>2}  {hit.score:.2f}  {passage.name or passage.role}: {_cut(told, 300)}\n"
+            f"          {_cut(passage.title, 60)} · {passage.conversation_id} · {where} · {_time(passage.timestamp)}\n"
+            f"          {signals}"
+        )
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
@@ -493,14 +518,16 @@ def _many(count: int, noun: str) -> str:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    # Where the output cannot hold every character, escapes keep the content exact.
+    exact = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not exact, indent=2))
 
 
 def _leave(*, found: bool) -> None:
     if not found:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"latent-memory: {message}", file=sys.stderr)
+    print(_harmless(f"{PROGRAM}: {message}", sys.stderr), file=sys.stderr)
     sys.exit(2)

@@ -55,6 +55,7 @@ def build(
     Returns:
         A context whose text has at most `budget` tokens by `count`; an empty one if nothing fits.
     """
+    hits = list(hits)
     chosen = _Chosen(live)
     room = budget - count(OPENING + CLOSING)
     headed: set[str] = set()
@@ -88,9 +89,14 @@ def build(
         text = _written(ordered)
         tokens = count(text)
         if tokens <= budget:
-            return Context(text, tuple(ordered), tokens, budget)
+            return Context(text, tuple(ordered), tokens, budget, _left_out(hits, ordered))
         chosen.passages.pop()
-    return Context("", (), 0, budget)
+    return Context("", (), 0, budget, len(hits))
+
+
+def _left_out(hits: Sequence[Hit], shown: Sequence[Passage]) -> int:
+    places = {(p.conversation_id, p.turn) for p in shown}
+    return sum((hit.passage.conversation_id, hit.passage.turn) not in places for hit in hits)
 
 
 class _Chosen:
@@ -99,16 +105,17 @@ class _Chosen:
     def __init__(self, live: Iterable[str]) -> None:
         self.passages: list[Passage] = []
         self._places: set[tuple[str, int | None, int]] = set()
-        self._said = [set(_bare(text)) for text in live]
-        self._said_exactly = {" ".join(_bare(text)) for text in live}
+        live = list(live)
+        self._said = [set(_words(text)) for text in live]
+        self._said_exactly = {_bare(text) for text in live}
 
     def has(self, passage: Passage) -> bool:
         """Tell whether the passage, or one that says the same, is there already."""
         if (passage.conversation_id, passage.turn, passage.start) in self._places:
             return True
-        words = _bare(passage.text)
-        if " ".join(words) in self._said_exactly:
+        if _bare(passage.text) in self._said_exactly:
             return True
+        words = _words(passage.text)
         # Short texts share their few words easily and still differ in the one that counts.
         if len(words) < _SHORT:
             return False
@@ -118,8 +125,8 @@ class _Chosen:
     def add(self, passage: Passage) -> None:
         self.passages.append(passage)
         self._places.add((passage.conversation_id, passage.turn, passage.start))
-        self._said.append(set(_bare(passage.text)))
-        self._said_exactly.add(" ".join(_bare(passage.text)))
+        self._said.append(set(_words(passage.text)))
+        self._said_exactly.add(_bare(passage.text))
 
     def began(self, passage: Passage) -> float:
         """Return the time of the first chosen passage of its conversation."""
@@ -144,8 +151,8 @@ def _heading(passage: Passage) -> str:
 def _line(passage: Passage) -> str:
     speaker = passage.name or passage.role or "summary"
     cut = "…" if passage.start else ""
-    # Continuation lines are indented: nothing stored begins a line.
-    text = defused(passage.text.strip()).replace("\r", "\n").replace("\n", "\n  ")
+    # Continuation lines are indented: nothing stored begins a line, whatever it takes for the end of one.
+    text = "\n  ".join(defused(passage.text.strip()).splitlines())
     return f"{defused(' '.join(speaker.split()))}: {cut}{text}\n"
 
 
@@ -154,5 +161,9 @@ def defused(text: str) -> str:
     return _MARKS.sub(lambda mark: {"<": "‹", "[": "⁅", ">": "›"}[mark.group()], text)
 
 
-def _bare(text: str) -> list[str]:
+def _bare(text: str) -> str:
+    return " ".join(_words(text)) or text.strip()
+
+
+def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())

@@ -18,8 +18,24 @@ from latent_memory.migrations import APPLICATION_ID, migrate
 FILE_NAME = "memory.sqlite"
 BUSY_SECONDS = 60.0
 
+_A_FILE = "{} is a file, and a store is a directory; name another place with --store"
+
 # SQLite takes at most 32,766 bound values in one statement; ids go in slices.
 _SLICE = 10_000
+
+
+def exists(directory: Path) -> bool:
+    """Tell whether there is a store in a directory.
+
+    Raises:
+        StoreError: if the path is a file, or cannot be looked at.
+    """
+    try:
+        if directory.is_file():
+            raise StoreError(_A_FILE.format(directory))
+        return (directory / FILE_NAME).is_file()
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot look into {str(directory)[:80]}: {error.args[-1]}") from None
 
 
 class Database:
@@ -36,12 +52,14 @@ class Database:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
-                raise StoreError(
-                    f"{directory} is a file, and a store is a directory; name another place with --store"
-                ) from None
+                raise StoreError(_A_FILE.format(directory)) from None
             except OSError as error:
                 raise StoreError(f"cannot create the store {directory}: {error.strerror}") from None
-            migrate(self._connection, str(self.path))
+            try:
+                migrate(self._connection, str(self.path))
+            except BaseException:
+                self.close()
+                raise
 
     # -- connections and transactions ---------------------------------------------------------------------
 

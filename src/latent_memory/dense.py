@@ -9,11 +9,12 @@ The only module that sees faiss. Knows nothing of texts, scopes or the database:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,11 @@ class DenseIndex:
             nearest: Ids = self._ids[found[0][found[0] >= 0]]
             return nearest
         probes = max(8, self._inverted.nlist // _PROBED)
-        selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
+        selector = None
+        if allowed is not None:
+            # The fewer are allowed, the more lists it takes to meet them; those not allowed cost next to nothing.
+            probes = min(self._inverted.nlist, 2 * probes * len(self._ids) // len(allowed))
+            selector = faiss.IDSelectorBatch(allowed)
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
         _, found = self._inverted.search(rows, count, params=parameters)
         return np.asarray(found[0][found[0] >= 0], np.int64)
@@ -176,7 +181,7 @@ class DenseIndex:
             data = self._file.read_bytes()
             head, _, body = data.partition(b"\n")
             state = json.loads(head)
-            if state["generation"] != generation or state["sha256"] != hashlib.sha256(body).hexdigest():
+            if state["generation"] != generation or state["sha256"] != _digest(body, state):
                 raise ValueError("made from another state of the store, or altered")
             inverted = faiss.deserialize_index(np.frombuffer(body, np.uint8))
             ids = np.sort(
@@ -203,7 +208,8 @@ class DenseIndex:
         import faiss
 
         body = faiss.serialize_index(self._inverted).tobytes()
-        state = {"generation": generation, "deleted": deleted, "sha256": hashlib.sha256(body).hexdigest()}
+        state: dict[str, int | str] = {"generation": generation, "deleted": deleted}
+        state["sha256"] = _digest(body, state)
         temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
         try:
             temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +218,18 @@ class DenseIndex:
         except OSError as error:
             # The file only saves time; the store has everything.
             _log.warning("the vector index %s could not be written: %s", self._file, error)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             return
         self._saved = len(self._ids)
+
+
+def _sha256(*parts: bytes) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()
+
+
+def _digest(body: bytes, state: Mapping[str, object]) -> str:
+    return _sha256(f"{state['generation']} {state['deleted']}\n".encode(), body)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from latent_memory import context as contexts
 from latent_memory import embedders
-from latent_memory.database import FILE_NAME
+from latent_memory.database import exists
 from latent_memory.embedders import Embedder
 from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
 from latent_memory.feed import Feed
@@ -28,6 +28,7 @@ from latent_memory.records import (
     Passage,
     Stats,
     Turn,
+    check_text,
 )
 from latent_memory.scope_index import Filters, ScopeIndex
 from latent_memory.store import Store, mismatch
@@ -57,13 +58,12 @@ class LatentMemory:
     added, the next `recall` of another finds.
 
     Attributes:
-        embedder: what turns texts into vectors.
         weights: how much each signal counts in a hit's score.
     """
 
-    def __init__(self, store: Store, embedder: Embedder, summariser: ingest.Summariser | None = None) -> None:
+    def __init__(self, store: Store, embedder: str | Embedder, summariser: ingest.Summariser | None = None) -> None:
         self._store = store
-        self.embedder = embedder
+        self._embedder = embedder
         self.weights = Weights()
         self._summariser = summariser
         self._indexes: dict[int, ScopeIndex] = {}
@@ -82,34 +82,44 @@ class LatentMemory:
 
         Args:
             path: its directory.
-            embedder: a name (see `embedders.load`) or an object with `name`, `dimension` and `embed`. By
-                default the one that the memory was made with; for a new memory all-MiniLM-L6-v2.
+            embedder: a name (see `embedders.load`) or an object with `name`, `dimension` and `embed`. By default the
+                one that the memory was made with; for a new memory all-MiniLM-L6-v2.
             summariser: makes the summaries that conversations lack: any callable that takes a Conversation, or
                 "openai:MODEL". By default sentences are extracted.
             create: make the directory if it is not there; otherwise that is an error.
 
         Raises:
+            InputError: for a name that is unknown; nothing was made.
             StoreError: if the path cannot hold a store, or holds one that cannot be read.
             EmbedderMismatchError: if the memory was made with another embedder.
         """
         path = Path(path)
-        if not create and not (path / FILE_NAME).is_file():
+        if isinstance(embedder, str):
+            embedder = embedders.load(embedder)
+        if isinstance(summariser, str):
+            summariser = summariser_by_name(summariser)
+        if not create and not exists(path):
             raise StoreError(f"no memory at {path}; add conversations to it first, or name another with --store")
         store = Store(path)
         try:
             known = store.embedder()
-            if embedder is None:
-                embedder = known.name if known else embedders.DEFAULT
-            if isinstance(embedder, str):
-                embedder = embedders.load(embedder)
-            if known is not None and known.name != embedder.name:
+            if embedder is not None and known is not None and known.name != embedder.name:
                 raise EmbedderMismatchError(mismatch(path, known, embedder.name))
-            if isinstance(summariser, str):
-                summariser = summariser_by_name(summariser)
-            return cls(store, embedder, summariser)
         except BaseException:
             store.close()
             raise
+        return cls(store, embedder or (known.name if known else embedders.DEFAULT), summariser)
+
+    @property
+    def embedder(self) -> Embedder:
+        """What turns texts into vectors; one that is only known by its name is looked up when it is first needed."""
+        if isinstance(self._embedder, str):
+            self._embedder = embedders.load(self._embedder)
+        return self._embedder
+
+    @embedder.setter
+    def embedder(self, embedder: Embedder) -> None:
+        self._embedder = embedder
 
     def warm(self) -> None:
         """Start loading the embedder's model in the background, if it has one, so that the first recall waits less."""
@@ -225,7 +235,9 @@ class LatentMemory:
         made = self.embedder.embed([text], query=True)
         vector = checked(made, rows=1, dimension=self.embedder.dimension, made_by=self.embedder.name)[0]
         if known != embedders.identity(self.embedder):
-            raise EmbedderMismatchError(mismatch(self._store.directory, known, self.embedder.name))
+            raise EmbedderMismatchError(
+                mismatch(self._store.directory, known, self.embedder.name, self.embedder.dimension)
+            )
         found = index.search(vector, text, k, filters, self.weights)
         passages = self._store.passages(scope_id, [item.passage_id for item in found])
         # Another process may have forgotten one in between.
@@ -296,11 +308,11 @@ class LatentMemory:
         _check_scope(scope)
         if (conversation_id is None) != everything:
             raise InputError("forget: give either a conversation_id, or everything=True for the whole scope")
-        ids = [conversation_id] if isinstance(conversation_id, str) else conversation_id
+        ids = None if conversation_id is None else _texts(conversation_id, "conversation_id")
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
             return 0
-        gone = self._store.forget(scope_id, None if ids is None else list(ids))
+        gone = self._store.forget(scope_id, ids)
         if gone:
             index = self._index(scope_id)
             if everything:
@@ -313,6 +325,8 @@ class LatentMemory:
 
     def get(self, conversation_id: str, *, scope: str = DEFAULT_SCOPE) -> Conversation | None:
         """Return a whole conversation, word for word, or None."""
+        _check_scope(scope)
+        check_text(conversation_id, "conversation_id")
         scope_id = self._store.scope_id(scope)
         return None if scope_id is None else self._store.get(scope_id, conversation_id)
 
@@ -322,6 +336,8 @@ class LatentMemory:
         """Return what was said around a turn: up to `before` turns before and `after` after it, in order."""
         if before < 0 or after < 0:
             raise InputError("neighbours: before and after are numbers of turns; give 0 or more")
+        _check_scope(scope)
+        check_text(conversation_id, "conversation_id")
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
             return []
@@ -332,6 +348,7 @@ class LatentMemory:
         """Return a page of a scope's conversations, newest first."""
         if limit < 0 or offset < 0:
             raise InputError("conversations: limit and offset are numbers; give 0 or more")
+        _check_scope(scope)
         scope_id = self._store.scope_id(scope)
         return [] if scope_id is None else self._store.conversations(scope_id, limit, offset)
 
@@ -341,6 +358,8 @@ class LatentMemory:
 
     def stats(self, *, scope: str | None = None) -> Stats:
         """Return how much the memory holds: one scope, or all of it."""
+        if scope is not None:
+            _check_scope(scope)
         conversations, turns, passages, first, last = self._store.counts(scope)
         known = self._store.embedder()
         return Stats(
@@ -417,6 +436,7 @@ def _turns(messages: Messages) -> list[Turn]:
 def _query_text(query: Query) -> str:
     """Return what is asked: the text, or the last thing the user said, with what it leans on."""
     if isinstance(query, str):
+        check_text(query, "query")
         text = query
     else:
         turns = _turns(query)
@@ -435,13 +455,21 @@ def _filters(since: Any, until: Any, roles: Any, conversation_ids: Any) -> Filte
     for role in wanted or ():
         if role not in ROLES:
             raise InputError(f"roles: {role!r} is unknown; use {', '.join(ROLES)}")
-    ids = conversation_ids
+    ids = None if conversation_ids is None else _texts(conversation_ids, "conversation_ids")
     return Filters(
         since=None if begin is None else epoch(begin),
         until=None if end is None else epoch(end),
         roles=wanted,
-        conversation_ids=None if ids is None else frozenset([ids] if isinstance(ids, str) else ids),
+        conversation_ids=None if ids is None else frozenset(ids),
     )
+
+
+def _texts(given: str | Iterable[str], where: str) -> list[str]:
+    """Return one text or several as a list, checked."""
+    texts = [given] if isinstance(given, str) else list(given)
+    for text in texts:
+        check_text(text, where)
+    return texts
 
 
 def _counter(tokenizer: Tokenizer | None) -> contexts.CountTokens:
@@ -456,5 +484,6 @@ def _counter(tokenizer: Tokenizer | None) -> contexts.CountTokens:
 
 
 def _check_scope(scope: object) -> None:
-    if not isinstance(scope, str) or not scope.strip():
+    check_text(scope, "scope")
+    if not str(scope).strip():
         raise InputError(f"scope: {scope!r} is no name; give a text such as a user's id")

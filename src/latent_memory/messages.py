@@ -49,9 +49,10 @@ def content_text(message: Mapping[str, Any]) -> str:
             return said
     elif content is not None and not isinstance(content, str):
         raise InputError(f"content: a text was expected, not {kind(content)}")
-    calls = message.get("tool_calls") or ()
-    functions = [call.get("function", {}) for call in calls if isinstance(call, Mapping)]
-    return "\n".join(f"{f.get('name')}({f.get('arguments')})" for f in functions if isinstance(f, Mapping))
+    calls = message.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
+    called = (f for f in functions if isinstance(f, Mapping) and isinstance(f.get("name"), str))
+    return "\n".join(f"{f['name']}({f.get('arguments') or ''})" for f in called)
 
 
 def kind(value: object) -> str:

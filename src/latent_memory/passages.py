@@ -6,9 +6,10 @@ where paragraphs or sentences end. Pieces are cut without overlap and joined the
 
 from __future__ import annotations
 
-import itertools
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 # About what 256 word pieces hold, with room for the name; measured on long assistant answers, pieces of 60 and
@@ -22,7 +23,6 @@ _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 # Where a text may be cut, best first.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]”’»]*\s+|(?<=[。！？])|\n+\s*")
-_SPACE = re.compile(r"\s+")
 
 
 class Piece(NamedTuple):
@@ -54,28 +54,27 @@ def pieces(text: str) -> list[Piece]:
     tokens = count_tokens(text)
     if tokens <= MOST_TOKENS and len(text) <= MOST_CHARACTERS:
         return [Piece(0, text, count_words(text))]
-    # Even pieces rather than full ones and a crumb: a last piece of five words would match everything.
+    stops = _stops(text)
+    # What a part takes of a piece, in words and in characters; never nothing, so that every stop can be chosen.
+    sizes = [(count_tokens(text[a:b]), b - a) for a, b in pairwise([0, *stops])]
+    upto = [0.0, *accumulate(words / MOST_TOKENS + characters / MOST_CHARACTERS for words, characters in sizes)]
     count = max(-(-tokens // MOST_TOKENS), -(-len(text) // MOST_CHARACTERS))
-    goal_tokens, goal_characters = tokens / count, len(text) / count
-    cut: list[Piece] = []
-    start = end = held = 0
-    for stop in _stops(text):
-        more = count_tokens(text[end:stop])
-        full = held >= 0.9 * goal_tokens or end - start >= 0.9 * goal_characters
-        too_much = held + more > MOST_TOKENS or stop - start > MOST_CHARACTERS
-        if end > start and (full or too_much):
-            cut.append(_piece(text, start, end))
-            start, held = end, 0
-        end = stop
-        held += more
-    cut.append(_piece(text, start, len(text)))
-    return cut
+    while True:
+        # Even pieces rather than full ones and a crumb: a last piece of five words would match everything.
+        ends = sorted({0, len(stops), *(_nearest(upto, upto[-1] * i / count) for i in range(1, count))})
+        parts = [sizes[a:b] for a, b in pairwise(ends)]
+        if all(sum(w for w, _ in p) <= MOST_TOKENS and sum(c for _, c in p) <= MOST_CHARACTERS for p in parts):
+            break
+        # No stop lay where it was wanted; with more pieces each is shorter.
+        count += 1 + count // 20
+    cuts = [stops[end - 1] if end else 0 for end in ends]
+    return [Piece(a, text[a:b], count_words(text[a:b])) for a, b in pairwise(cuts)]
 
 
 def sentences(text: str) -> list[str]:
     """Return the sentences of a text, without the white space around them."""
     starts = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
-    found = (text[a:b].strip() for a, b in itertools.pairwise(starts))
+    found = (text[a:b].strip() for a, b in pairwise(starts))
     return [sentence for sentence in found if sentence]
 
 
@@ -89,32 +88,43 @@ def count_tokens(text: str) -> int:
     return sum(1 for _ in _TOKEN.finditer(text))
 
 
-def _piece(text: str, start: int, end: int) -> Piece:
-    return Piece(start, text[start:end], count_words(text[start:end]))
+def _nearest(upto: list[float], goal: float) -> int:
+    at = bisect_left(upto, goal)
+    return at if at < len(upto) and (at == 0 or upto[at] - goal <= goal - upto[at - 1]) else at - 1
 
 
-def _stops(text: str) -> Iterator[int]:
-    """Yield the places where the text may be cut, in order, none further apart than a piece may be long."""
+def _stops(text: str) -> list[int]:
+    """Return the places where the text may be cut, in order; the last is its end.
+
+    A sentence that is too long for a piece may be cut at white space, and anywhere if it has none.
+    """
+    stops: list[int] = []
     last = 0
     for stop in [*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]:
         if stop <= last:
             continue
-        yield from _forced(text, last, stop)
-        yield stop
+        if stop - last > MOST_CHARACTERS or count_tokens(text[last:stop]) > MOST_TOKENS // 2:
+            stops += _inside(text, last, stop)
+        stops.append(stop)
         last = stop
+    return stops
 
 
-def _forced(text: str, start: int, end: int) -> Iterator[int]:
-    """Yield cuts inside one sentence that is too long for a piece: at white space, else anywhere."""
-    while end - start > MOST_CHARACTERS or count_tokens(text[start:end]) > MOST_TOKENS:
-        limit = min(end, start + MOST_CHARACTERS)
-        for number, match in enumerate(_TOKEN.finditer(text, start, limit)):
-            if number == MOST_TOKENS:
-                limit = match.start()
-                break
-        spaces = [match.end() for match in _SPACE.finditer(text, start, limit)]
-        # A space in the second half only: cutting at the first one would leave crumbs.
-        start = spaces[-1] if spaces and spaces[-1] > (start + limit) // 2 else limit
-        if start >= end:
-            return
-        yield start
+def _inside(text: str, start: int, end: int) -> Iterator[int]:
+    """Yield stops inside a long sentence: before a word, about a tenth of a piece apart."""
+    step = MOST_CHARACTERS // 10
+    words = 0
+    for match in _TOKEN.finditer(text, start, end):
+        words += 1
+        if words > MOST_TOKENS // 10 or match.end() - start > step:
+            # More than a step only where there is nothing but white space before the word.
+            for stop in [*range(start + step, match.start(), step), match.start()]:
+                if stop > start:
+                    yield stop
+                    start = stop
+            words = 1
+        # A word that is longer than a step is cut.
+        for stop in range(start + step, match.end(), step):
+            yield stop
+            start = stop
+    yield from range(start + step, end, step)

@@ -42,7 +42,7 @@ class Turn:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InputError(f"role: {self.role!r} is unknown; use one of {', '.join(ROLES)}")
-        _check_text(self.text, "text")
+        check_text(self.text, "text")
         if not self.text.strip():
             raise InputError("text: empty; a turn needs something that was said")
         if len(self.text) > MOST_CHARACTERS:
@@ -50,7 +50,7 @@ class Turn:
                 f"text: {len(self.text):,} characters; a turn may have {MOST_CHARACTERS:,}. Split it into several"
             )
         if self.name is not None:
-            _check_text(self.name, "name")
+            check_text(self.name, "name")
         object.__setattr__(self, "name", self.name or None)
         object.__setattr__(self, "timestamp", parse_time(self.timestamp))
 
@@ -88,7 +88,7 @@ class Conversation:
         for name in ("conversation_id", "title", "type", "summary"):
             value = getattr(self, name)
             if value is not None:
-                _check_text(value, name)
+                check_text(value, name)
                 if not value.strip():
                     object.__setattr__(self, name, None)
         object.__setattr__(self, "timestamp", parse_time(self.timestamp))
@@ -96,10 +96,7 @@ class Conversation:
         for position, turn in enumerate(self.turns):
             if not isinstance(turn, Turn):
                 raise InputError(f"turns[{position}]: a Turn was expected, not {type(turn).__name__}")
-        try:
-            json.dumps(dict(self.metadata))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"metadata: cannot be written as JSON ({error})") from None
+        object.__setattr__(self, "metadata", _as_json(self.metadata))
         if not self.turns and not self.summary:
             raise InputError("turns: empty; a conversation needs turns, or at least a summary")
 
@@ -145,12 +142,14 @@ class Context:
         passages: what it shows, in the order it shows them.
         tokens: its length as counted by the tokenizer that was given.
         budget: the most it was allowed to have.
+        left_out: how many of the hits it was made from found no room, or said what was there already.
     """
 
     text: str
     passages: tuple[Passage, ...]
     tokens: int
     budget: int
+    left_out: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.text)
@@ -214,7 +213,8 @@ class EmbedderIdentity(NamedTuple):
     fingerprint: str
 
 
-def _check_text(value: object, where: str) -> None:
+def check_text(value: object, where: str) -> None:
+    """Raise InputError if `value` is no text, or one that cannot be written as UTF-8."""
     if not isinstance(value, str):
         raise InputError(f"{where}: text was expected, not {type(value).__name__}")
     try:
@@ -224,3 +224,16 @@ def _check_text(value: object, where: str) -> None:
             f"{where}: character {error.start} is half of a surrogate pair and no text; "
             "the source was cut or decoded wrongly"
         ) from None
+
+
+def _as_json(metadata: object) -> dict[str, Any]:
+    """Return a copy of the metadata as it will come back from a file: tuples become lists, keys texts."""
+    if not isinstance(metadata, Mapping):
+        raise InputError(f"metadata: a mapping was expected, not {type(metadata).__name__}")
+    try:
+        written = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"metadata: cannot be written as JSON ({error})") from None
+    check_text(written, "metadata")
+    copy: dict[str, Any] = json.loads(written)
+    return copy

@@ -154,7 +154,8 @@ class ScopeIndex:
         self._conversations.remove(gone)
 
     def _commit_words(self, added: int, deleted: int) -> bool:
-        return all([index.commit(added, deleted) for index in (self._passages, self._conversations)])
+        done = [index.commit(added, deleted) for index in (self._passages, self._conversations)]
+        return all(done)
 
     def commit(self, at_least: int = PENDING, *, deletions: bool = False) -> None:
         """Write the word indexes to disk, if it is worth it and no other process is at it.

@@ -150,7 +150,9 @@ class Store:
 
     def counts(self, scope: str | None) -> tuple[int, int, int, datetime | None, datetime | None]:
         """Return conversations, turns, passages, first and last time; of one scope, or of all (None)."""
-        where, values = ("scope_id = (SELECT scope_id FROM scopes WHERE name = ?)", (scope,)) if scope else ("1", ())
+        where, values = (
+            ("scope_id = (SELECT scope_id FROM scopes WHERE name = ?)", (scope,)) if scope is not None else ("1", ())
+        )
         with self.database.snapshot():
             conversations, first, last = self.database.row(
                 f"SELECT count(*), min(epoch), max(epoch) FROM conversations WHERE {where}", *values
@@ -179,7 +181,7 @@ class Store:
         if found is None:
             connection.execute("INSERT INTO meta VALUES ('embedder', ?)", (json.dumps(identity),))
         elif found != identity:
-            raise EmbedderMismatchError(mismatch(self.directory, found, identity.name))
+            raise EmbedderMismatchError(mismatch(self.directory, found, identity.name, identity.dimension))
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -307,8 +309,15 @@ class Store:
             return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
 
 
-def mismatch(directory: Path, stored: EmbedderIdentity, given: str) -> str:
+def mismatch(directory: Path, stored: EmbedderIdentity, given: str, dimension: int | None = None) -> str:
     """Say that a store's vectors are another embedder's, and what to do."""
+    if stored.name == given:
+        made = f"{dimension} numbers" if dimension not in (None, stored.dimension) else "other weights"
+        return (
+            f"the memory at {directory} was made with {given!r} when it had {stored.dimension} numbers a passage; now "
+            f"it has {made}. Bring the old model back, or exchange the vectors with: "
+            f"latent-memory reembed --store {directory} --embedder {given}"
+        )
     return (
         f"the memory at {directory} was made with the embedder {stored.name!r} ({stored.dimension} numbers a passage) "
         f"and cannot be used with {given!r}. Open it with {stored.name!r}, or exchange its vectors with: "

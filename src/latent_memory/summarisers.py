@@ -33,10 +33,13 @@ def summariser_by_name(name: str) -> Callable[[Conversation], str]:
         messages = [{"role": "system", "content": _ASK}, {"role": "user", "content": told}]
         answer = post("/chat/completions", {"model": model, "messages": messages, "temperature": 0})
         try:
-            return str(answer["choices"][0]["message"]["content"]).strip()
+            said = answer["choices"][0]["message"]["content"]
+            if not isinstance(said, str):
+                raise TypeError(f"its content is no text but {type(said).__name__}")
         except (TypeError, KeyError, IndexError) as error:
             raise EmbedderUnavailableError(
                 f"{name}: the server's answer has no message ({type(error).__name__}: {error})"
             ) from None
+        return said.strip()
 
     return summarise

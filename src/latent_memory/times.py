@@ -6,12 +6,14 @@ zone counts as UTC. Knows nothing about natural language ("last March").
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 
 from latent_memory.errors import InputError
 
 # Epoch numbers beyond this are taken for milliseconds: as seconds they would lie after the year 5138.
 _MILLISECONDS_FROM = 1e11
+_NUMBER = re.compile(r"-?\d{9,}(\.\d+)?")
 
 
 def parse_time(value: object, where: str = "timestamp") -> datetime | None:
@@ -33,18 +35,22 @@ def parse_time(value: object, where: str = "timestamp") -> datetime | None:
         return value
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = value / 1000 if abs(value) >= _MILLISECONDS_FROM else value
+    # A number that a CSV or a form made a text of; ISO 8601's shortest date has eight digits.
+    number = float(value) if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) else value
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
         try:
+            seconds = number / 1000 if abs(number) >= _MILLISECONDS_FROM else number
             return datetime.fromtimestamp(seconds, UTC)
-        except (ValueError, OverflowError, OSError) as error:
-            raise InputError(f"{where}: {value!r} is no time ({error})") from None
-    if isinstance(value, str):
+        except (ValueError, OverflowError, OSError):
+            pass
+    elif isinstance(value, str):
         try:
             return datetime.fromisoformat(value.strip())
         except ValueError:
             pass
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    # Not repr() of the whole: a number of thousands of digits has none.
+    shown = "a number beyond all time" if isinstance(value, int) and abs(value) > 1e18 else repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
     raise InputError(
         f"{where}: {shown} is no time; give ISO 8601 such as 2025-03-28T11:00:00+01:00, "
         "or seconds since 1970 as a number"

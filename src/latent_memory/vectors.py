@@ -38,7 +38,11 @@ def checked(vectors: Any, *, rows: int, dimension: int, made_by: str) -> Vectors
     Raises:
         EmbedderError: if the shape is not (rows, dimension), or a number is NaN or infinite.
     """
-    array = np.asarray(vectors, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EmbedderError(f"embedder {made_by!r} returned no array of numbers ({error})") from None
     if array.shape != (rows, dimension):
         raise EmbedderError(
             f"embedder {made_by!r} returned vectors of shape {array.shape} for {rows} texts; "

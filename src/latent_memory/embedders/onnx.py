@@ -6,6 +6,7 @@ Vectors agree with the reference model to a cosine of 0.998 (see tests/golden).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latent_memory.errors import EmbedderUnavailableError
+from latent_memory.errors import EmbedderError, EmbedderUnavailableError
 from latent_memory.vectors import Vectors, unit
 
 if TYPE_CHECKING:
@@ -84,7 +85,13 @@ class OnnxEmbedder:
 
     def warm(self) -> None:
         """Start loading what a single query needs, in the background."""
-        threading.Thread(target=lambda: self._get("alone", lambda: self._session(threads=cores())), daemon=True).start()
+
+        def load() -> None:
+            # Whoever needs the model meets the error again, and is told.
+            with contextlib.suppress(EmbedderError):
+                self._get("alone", lambda: self._session(threads=cores()))
+
+        threading.Thread(target=load, daemon=True).start()
 
     @property
     def _tokenizer(self) -> Tokenizer:

@@ -56,13 +56,17 @@ class OpenAIEmbedder:
         try:
             # The order is told by `index`; most servers keep it, the protocol does not promise it.
             items = sorted(answer["data"], key=lambda item: item["index"])
-            rows = [item["embedding"] for item in items]
-        except (TypeError, KeyError) as error:
+            if len(items) != len(texts):
+                raise EmbedderUnavailableError(
+                    f"{self.name}: the server sent {len(items)} embeddings for {len(texts)} texts"
+                )
+            if [item["index"] for item in items] != list(range(len(texts))):
+                raise ValueError("not one embedding for each text")
+            if not all(isinstance(item["embedding"], list) and item["embedding"] for item in items):
+                raise ValueError("an embedding that is no list of numbers")
+            rows = [[float(number) for number in item["embedding"]] for item in items]
+        except (TypeError, KeyError, ValueError) as error:
             raise EmbedderUnavailableError(
-                f"{self.name}: the server's answer has no embeddings ({type(error).__name__}: {error})"
+                f"{self.name}: the server's answer has no usable embeddings ({type(error).__name__}: {error})"
             ) from None
-        if len(rows) != len(texts):
-            raise EmbedderUnavailableError(
-                f"{self.name}: the server sent {len(rows)} embeddings for {len(texts)} texts"
-            )
         return rows

@@ -85,8 +85,8 @@ def _conversation(line: bytes, written: datetime | None) -> Conversation:
         raise InputError(f'"messages": a list of messages was expected, not {has}')
     turns = tuple(turn_of(message, f"messages[{i}]") for i, message in enumerate(messages))
     given: dict[str, Any] = {name: record.get(name) for name in ("title", "type", "summary", "timestamp")}
-    identifier = record.get("conversation_id")
-    if isinstance(identifier, int):
+    identifier: Any = record.get("conversation_id")
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     generated: frozenset[str] = frozenset()
     if given["timestamp"] in (None, "") and turns[0].timestamp is None and written is not None:

@@ -1,0 +1,113 @@
+"""What the documents show works, and what they ship is what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from latent_memory import __version__
+from latent_memory.importers import jsonl
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("page", "block"),
+    [(page, block) for page in PAGES for block in blocks(page, "python")],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_code_blocks_run(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_every_command_and_option_is_documented() -> None:
+    told = subprocess.run(
+        [Path(sys.executable).with_name("latent-memory"), "--help"], check=True, capture_output=True, text=True
+    ).stdout
+    commands = set(re.findall(r"^  ([a-z]+) ", told.partition("Commands:")[2], re.MULTILINE))
+    assert commands == {"add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "demo"}
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for command in commands:
+        assert f"latent-memory {command}" in page
+
+
+def test_the_manifest_has_every_key() -> None:
+    manifest = json.loads((ROOT / "symbiotic_manifest.json").read_text(encoding="utf-8"))
+    assert {key: set(value) if isinstance(value, dict) else None for key, value in manifest.items()} == {
+        "manifestVersion": None,
+        "protocolCompliance": {
+            "protocolVersionAdheredTo",
+            "adheresToAllPrinciples",
+            "propagatesCorrectSignalMeaning",
+            "commitmentStatement",
+        },
+        "implementationDetails": {
+            "identifier",
+            "version",
+            "purpose",
+            "description",
+            "main_maintainer",
+            "cloner_maintainer",
+            "github_mainframe",
+            "contact",
+            "forkedFrom",
+            "creationDate",
+        },
+        "ethicalConsiderations": {"nonHarmStatement", "alignmentApproach"},
+        "bindingDeclaration": None,
+    }
+    assert manifest["manifestVersion"] == "2.1.2"
+    assert manifest["implementationDetails"]["purpose"] == "research"
+    assert manifest["implementationDetails"]["version"] == __version__
+
+
+def test_the_examples_are_varied() -> None:
+    conversations = list(jsonl.read(ROOT / "examples" / "conversations.jsonl"))
+    assert len(conversations) >= 60
+    assert len({c.conversation_id for c in conversations}) == len(conversations)
+    assert all(4 <= len(c.turns) <= 20 for c in conversations)
+    times = sorted(c.timestamp for c in conversations if c.timestamp)
+    assert (times[-1] - times[0]).days > 690
+    assert len(Counter(c.type for c in conversations)) >= 8
+    (loops,) = (c for c in conversations if c.conversation_id == "0328711")
+    assert loops.title == "Visualization of Algorithmic Loops"
+    assert loops.type == "image generation"
+    assert loops.timestamp is not None
+    assert (loops.timestamp.month, loops.timestamp.day, loops.timestamp.hour) == (3, 28, 11)
+
+
+def test_an_installed_copy_carries_manifest_examples_and_vocabulary(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "latent_memory/symbiotic_manifest.json",
+        "latent_memory/examples/conversations.jsonl",
+        "latent_memory/embedders/minilm/vocab.txt",
+        "latent_memory/embedders/minilm/NOTICE",
+        "latent_memory/py.typed",
+    } <= names
