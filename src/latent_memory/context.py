@@ -25,7 +25,7 @@ _SAME = 0.9
 
 # What opens or closes our fence, or is a control mark in a common chat template: ChatML, Llama, Mistral, Gemma.
 _MARKS = re.compile(
-    r"<(?=\s*/?\s*memory\b|\||/?s>|</?SYS>|(?:start|end)_of_turn>)|\[(?=/?INST\])|(?<=\|)>", re.IGNORECASE
+    r"<(?=\s*/?\s*memory|\||/?s>|</?SYS>|(?:start|end)_of_turn>)|\[(?=/?INST\])|(?<=\|)>", re.IGNORECASE
 )
 
 CountTokens = Callable[[str], int]
@@ -149,11 +149,12 @@ def _heading(passage: Passage) -> str:
 
 
 def _line(passage: Passage) -> str:
-    speaker = passage.name or passage.role or "summary"
+    # A name cannot pose as a heading.
+    speaker = " ".join((passage.name or "").split()).lstrip("# ") or passage.role or "summary"
     cut = "…" if passage.start else ""
     # Continuation lines are indented: nothing stored begins a line, whatever it takes for the end of one.
     text = "\n  ".join(defused(passage.text.strip()).splitlines())
-    return f"{defused(' '.join(speaker.split()))}: {cut}{text}\n"
+    return f"{defused(speaker)}: {cut}{text}\n"
 
 
 def defused(text: str) -> str:
