@@ -47,7 +47,7 @@ def _recall(index: DenseIndex, ids: Ids, count: int = 100, allowed: Ids | None =
     shares = []
     for query in QUERIES:
         true = _true(query, count, among)
-        found = index.search(query, count, allowed)
+        found = index.near(query, count, allowed).ids
         assert len(np.unique(found)) == len(found) <= count
         assert np.isin(found, among).all()
         shares.append(len(np.intersect1d(found, true)) / len(true))
@@ -57,9 +57,9 @@ def _recall(index: DenseIndex, ids: Ids, count: int = 100, allowed: Ids | None =
 def _check_exact(index: DenseIndex, ids: Ids, allowed: Ids | None = None, count: int = 40) -> None:
     among = ids if allowed is None else np.intersect1d(ids, allowed)
     for query in QUERIES:
-        found = index.search(query, count, allowed)
+        found = index.near(query, count, allowed).ids
         np.testing.assert_array_equal(found, _true(query, count, among))
-        np.testing.assert_allclose(index.score(query, found), _fetch(found) @ query, atol=1e-6)
+        np.testing.assert_allclose(index.near(query, 1).score(found), _fetch(found) @ query, atol=1e-6)
 
 
 def _exact(count: int = 500) -> DenseIndex:
@@ -91,8 +91,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], bytes]:
 def test_an_empty_index_finds_nothing() -> None:
     index = DenseIndex(D, None, _never)
     assert (len(index), index.last, index.approximate) == (0, 0, False)
-    assert index.search(QUERIES[0], 10).tolist() == []
-    assert index.score(QUERIES[0], IDS[:0]).tolist() == []
+    assert index.near(QUERIES[0], 10).ids.tolist() == []
+    assert index.near(QUERIES[0], 1).score(IDS[:0]).tolist() == []
     index.remove(IDS[:3])
     index.add(IDS[:0], VECTORS[:0])
     assert len(index) == 0
@@ -113,7 +113,7 @@ def test_exact_search_up_to_the_limit() -> None:
 
 def test_exact_search_for_more_than_there_is() -> None:
     index = _exact(30)
-    np.testing.assert_array_equal(index.search(QUERIES[0], 1_000), _true(QUERIES[0], 30, IDS[:30]))
+    np.testing.assert_array_equal(index.near(QUERIES[0], 1_000).ids, _true(QUERIES[0], 30, IDS[:30]))
 
 
 @pytest.mark.parametrize("allowed_count", [1, 7, 8, 9, 250, 500])
@@ -124,8 +124,8 @@ def test_exact_search_among_allowed(allowed_count: int) -> None:
 
 def test_exact_search_among_allowed_that_are_not_there() -> None:
     index = _exact()
-    assert index.search(QUERIES[0], 5, IDS[:0]).tolist() == []
-    assert index.search(QUERIES[0], 5, IDS[500:600]).tolist() == []
+    assert index.near(QUERIES[0], 5, IDS[:0]).ids.tolist() == []
+    assert index.near(QUERIES[0], 5, IDS[500:600]).ids.tolist() == []
     _check_exact(index, IDS[:500], IDS[490:600])
 
 
@@ -146,7 +146,7 @@ def test_exact_search_after_removals_and_additions() -> None:
 
     index.remove(left)
     assert (len(index), index.last) == (0, 0)
-    assert index.search(QUERIES[0], 5).tolist() == []
+    assert index.near(QUERIES[0], 5).ids.tolist() == []
     index.add(IDS[700:800], VECTORS[700:800])
     _check_exact(index, IDS[700:800])
 
@@ -155,7 +155,7 @@ def test_exact_scores_of_any_ids_in_any_order() -> None:
     index = _exact()
     index.remove(IDS[100:120])
     ids = np.array([IDS[499], IDS[0], IDS[250], IDS[0]])
-    np.testing.assert_allclose(index.score(QUERIES[1], ids), _fetch(ids) @ QUERIES[1], atol=1e-6)
+    np.testing.assert_allclose(index.near(QUERIES[1], 1).score(ids), _fetch(ids) @ QUERIES[1], atol=1e-6)
 
 
 def test_approximate_search_finds_nine_in_ten_of_the_nearest_hundred() -> None:
@@ -186,8 +186,8 @@ def test_growing_past_the_limit_in_small_steps() -> None:
 def test_approximate_scores_are_the_cosines_of_the_stored_vectors() -> None:
     index = _approximate()
     for query in QUERIES:
-        found = index.search(query, 100)
-        np.testing.assert_allclose(index.score(query, found), _fetch(found) @ query, atol=1e-6)
+        found = index.near(query, 100).ids
+        np.testing.assert_allclose(index.near(query, 1).score(found), _fetch(found) @ query, atol=1e-6)
 
 
 @pytest.mark.parametrize("allowed_count", [50, 200, 1_000, 4_000])
@@ -199,7 +199,7 @@ def test_approximate_search_among_allowed(allowed_count: int) -> None:
 def test_approximate_search_among_few_allowed_finds_them_wherever_they_lie() -> None:
     index = _approximate()
     far = _true(-QUERIES[0], 5, IDS)
-    assert sorted(index.search(QUERIES[0], 10, np.sort(far)).tolist()) == sorted(far.tolist())
+    assert sorted(index.near(QUERIES[0], 10, np.sort(far)).ids.tolist()) == sorted(far.tolist())
 
 
 def test_approximate_removal() -> None:
@@ -216,7 +216,7 @@ def test_approximate_removal() -> None:
 def test_the_same_vectors_give_the_same_index() -> None:
     one, two = _approximate(), _approximate()
     for query in QUERIES:
-        np.testing.assert_array_equal(one.search(query, 100), two.search(query, 100))
+        np.testing.assert_array_equal(one.near(query, 100).ids, two.near(query, 100).ids)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -230,8 +230,8 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert read.load(7) == 200
     assert (len(read), read.last, read.approximate) == (4_800, IDS[4_999], True)
     for query in QUERIES:
-        np.testing.assert_array_equal(read.search(query, 100), index.search(query, 100))
-        np.testing.assert_array_equal(read.score(query, IDS[:50]), index.score(query, IDS[:50]))
+        np.testing.assert_array_equal(read.near(query, 100).ids, index.near(query, 100).ids)
+        np.testing.assert_array_equal(read.near(query, 1).score(IDS[:50]), index.near(query, 1).score(IDS[:50]))
 
     read.remove(IDS[300:320])
     read.add(IDS[5_000:], VECTORS[5_000:])
@@ -246,7 +246,7 @@ def test_load_keeps_ids_beyond_32_bits(tmp_path: Path) -> None:
     read = DenseIndex(D, file, _fetch, EXACT_LIMIT)
     read.load(1)
     assert read.last == IDS[2_999] + 2**40
-    np.testing.assert_array_equal(read.search(QUERIES[0], 50), index.search(QUERIES[0], 50))
+    np.testing.assert_array_equal(read.near(QUERIES[0], 50).ids, index.near(QUERIES[0], 50).ids)
 
 
 def test_a_small_scope_writes_no_file(tmp_path: Path) -> None:

@@ -543,9 +543,9 @@ def _use(directory: Path, documents: Documents) -> str:
 def test_a_damaged_file_means_a_rebuild(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     documents = _small(tmp_path / "i")
     wrong = {}
-    for file in sorted((tmp_path / "i").iterdir()):
+    for number, file in enumerate(sorted((tmp_path / "i").iterdir())):
         # Each in a place of its own: an index that is still open somewhere may have mapped the file into memory.
-        copy = tmp_path / f"damaged {file.name}"
+        copy = tmp_path / f"damaged{number}"
         shutil.copytree(tmp_path / "i", copy)
         damage(copy / file.name)
         if said := _use(copy, documents):
@@ -621,10 +621,10 @@ sys.path[:0] = sys.argv[4:]
 from test_lexical import _small, _use
 directory, name, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 documents = _small(directory / "i")
-for file in sorted((directory / "i").iterdir()):
+for number, file in enumerate(sorted((directory / "i").iterdir())):
     data = file.read_bytes()
     for at in range(0, len(data) if file.name.endswith(name) else 0, step):
-        copy = directory / f"{at} {file.name}"
+        copy = directory / f"{number}-{at}"
         shutil.copytree(directory / "i", copy)
         altered = bytearray(data)
         altered[at] ^= 0xFF

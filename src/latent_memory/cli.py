@@ -350,10 +350,10 @@ Try next:
 
 _QUESTIONS = (
     "what did I ask about feedback loops?",
-    "How fast can I run 10 km now?",
-    "On what day is my brother getting married after the change of plan?",
-    "Which foods could send me to hospital, according to the tests?",
-    "Why did my pet stop being called Biscoito?",
+    "How wet should my bread dough be with the weaker flour up here in the north?",
+    "What was granny's warning about the temperature of the milk?",
+    "Why does a transformer scale down the scores before normalising them?",
+    "What does my home in the Netherlands cost me every month?",
 )
 
 

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,13 @@ _PROBED = 24
 
 _log = logging.getLogger(__name__)
 Fetch = Callable[[Ids], Vectors]
+
+
+class Near(NamedTuple):
+    """The nearest passages' ids, nearest first, and the exact cosine of any ids (n,) that are there, as (n,)."""
+
+    ids: Ids
+    score: Callable[[Ids], Scores]
 
 
 class DenseIndex:
@@ -96,47 +103,53 @@ class DenseIndex:
             self._flat.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(gone)))
         self._ids = self._ids[~gone]
 
-    def search(self, query: Vectors, count: int, allowed: Ids | None = None) -> Ids:
-        """Return the ids of about the `count` nearest passages, nearest first.
+    def near(self, query: Vectors, count: int, allowed: Ids | None = None) -> Near:
+        """Find about the `count` nearest passages.
 
         Args:
             query: (d,) unit length.
             allowed: if given, only these ids (ascending) are looked at.
         """
-        if len(self._ids) == 0 or (allowed is not None and len(allowed) == 0):
-            return np.zeros(0, np.int64)
+        if len(self._ids) == 0:
+            return Near(self._ids, lambda ids: np.zeros(len(ids), np.float32))
+        if self._inverted is None:
+            scores = self._all_scores(query)
+            places = np.arange(len(scores)) if allowed is None else np.flatnonzero(np.isin(self._ids, allowed))
+            if len(places) > count:
+                places = places[np.argpartition(-scores[places], count)[:count]]
+            places = places[np.argsort(-scores[places], kind="stable")]
+            return Near(self._ids[places], lambda ids: scores[np.searchsorted(self._ids, ids)])
+        return Near(self._approximate(query, count, allowed), lambda ids: np.einsum("nd,d->n", self._fetch(ids), query))
+
+    def _all_scores(self, query: Vectors) -> Scores:
+        """Return the cosine of every row with the query.
+
+        FAISS's kernel on one thread, not `rows @ query`: so small a product is no work for a BLAS, whose threads then
+        spin and take the cores from the embedding of the next query (recall on 2 cores: 16 ms instead of 5).
+        """
         import faiss
 
-        count = min(count, len(self._ids))
-        rows = query.reshape(1, -1)
-        if self._inverted is None:
-            if allowed is None:
-                _, found = self._flat.search(rows, count)
-            else:
-                bits = np.packbits(np.isin(self._ids, allowed), bitorder="little")
-                selector = faiss.IDSelectorBitmap(bits)
-                _, found = self._flat.search(rows, count, params=faiss.SearchParameters(sel=selector))
-            nearest: Ids = self._ids[found[0][found[0] >= 0]]
-            return nearest
+        query = np.ascontiguousarray(query, np.float32)
+        scores = np.empty(len(self._ids), np.float32)
+        faiss.fvec_inner_products_ny(
+            faiss.swig_ptr(scores), faiss.swig_ptr(query), self._flat.get_xb(), self._dimension, len(scores)
+        )
+        return scores
+
+    def _approximate(self, query: Vectors, count: int, allowed: Ids | None) -> Ids:
+        import faiss
+
         probes = max(8, self._inverted.nlist // _PROBED)
         selector = None
         if allowed is not None:
+            if len(allowed) == 0:
+                return allowed
             # The fewer are allowed, the more lists it takes to meet them; those not allowed cost next to nothing.
             probes = min(self._inverted.nlist, 2 * probes * len(self._ids) // len(allowed))
             selector = faiss.IDSelectorBatch(allowed)
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
-        _, found = self._inverted.search(rows, count, params=parameters)
+        _, found = self._inverted.search(query.reshape(1, -1), min(count, len(self._ids)), params=parameters)
         return np.asarray(found[0][found[0] >= 0], np.int64)
-
-    def score(self, query: Vectors, ids: Ids) -> Scores:
-        """Return the exact cosine of each of the ids, which must be there, with the query (d,)."""
-        if len(ids) == 0:
-            return np.zeros(0, np.float32)
-        vectors = self._fetch(ids) if self._inverted is not None else self._rows()[np.searchsorted(self._ids, ids)]
-        # einsum instead of `@`: so small a product is no work for a BLAS, whose threads then spin and take the cores
-        # from the embedding of the next query (recall on 2 cores: 16 ms with `@`, 6 ms with einsum).
-        scores: Scores = np.einsum("nd,d->n", vectors, query)
-        return scores
 
     def _rows(self) -> Vectors:
         """Return the flat index's own memory as an (n, d) array."""

@@ -65,6 +65,11 @@ class Feed:
         self.snapshot = database.snapshot
         self.directory = database.directory
 
+    def dimension(self) -> int:
+        """Return how many numbers the stored vectors have; 0 while there are none."""
+        row = self._database.row("SELECT value FROM meta WHERE key = 'embedder'")
+        return int(json.loads(row[0])[1]) if row else 0
+
     def watermark(self, scope_id: int) -> Watermark:
         """Return how far the scope has got."""
         row = self._database.row(

@@ -154,14 +154,17 @@ class LexicalIndex:
             # What was committed is gone; the overlay alone must not take its place.
             return False
         else:
-            # Made elsewhere and moved into place whole: nobody ever opens half an index.
-            new = directory.with_suffix(".new")
-            for old in (new, directory):
-                if old.exists():
-                    shutil.rmtree(old)
+            # Made elsewhere and moved into place whole: nobody ever opens half an index. The old one is moved away
+            # before it is deleted, since whoever has it open may still be writing there.
+            new, old = directory.with_suffix(".new"), directory.with_suffix(".old")
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
             new.mkdir()
             state = self._write(tantivy.Index(self._schema(), path=str(new)), added, deleted)
+            if directory.exists():
+                directory.rename(old)
             new.rename(directory)
+            shutil.rmtree(old, ignore_errors=True)
         self.open(state.generation)
         return self.state == state
 

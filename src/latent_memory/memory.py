@@ -408,9 +408,7 @@ class LatentMemory:
     def _index(self, scope_id: int) -> ScopeIndex:
         index = self._indexes.get(scope_id)
         if index is None:
-            known = self._store.embedder()
-            dimension = known.dimension if known else self.embedder.dimension
-            index = self._indexes.setdefault(scope_id, ScopeIndex(Feed(self._store.database), scope_id, dimension))
+            index = self._indexes.setdefault(scope_id, ScopeIndex(Feed(self._store.database), scope_id))
         return index
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from latent_memory.dense import DenseIndex
+from latent_memory.errors import EmbedderMismatchError
 from latent_memory.feed import Feed, PassageColumns, PassageText, Watermark
 from latent_memory.lexical import LexicalIndex, words
 from latent_memory.ranking import Candidates, Weights, rank
@@ -54,10 +55,9 @@ class Found(NamedTuple):
 class ScopeIndex:
     """Searches one scope. Safe to use from several threads; they take turns."""
 
-    def __init__(self, feed: Feed, scope_id: int, dimension: int) -> None:
+    def __init__(self, feed: Feed, scope_id: int) -> None:
         self._feed = feed
         self._scope_id = scope_id
-        self._dimension = dimension
         self._lock = threading.RLock()
         self._directory = feed.directory / "indexes" / str(scope_id)
         self._passages = LexicalIndex(self._directory / "passages", ("passage", "exchange"))
@@ -67,6 +67,7 @@ class ScopeIndex:
     def _reset(self, generation: int) -> None:
         """Begin anew: the first time, or after the store's vectors were exchanged."""
         self._table = _Table()
+        self._dimension = self._feed.dimension()
         self._dense = DenseIndex(self._dimension, self._directory / "dense.faiss", self._fetch)
         self._read = Watermark(generation, 0, 0)
 
@@ -89,6 +90,10 @@ class ScopeIndex:
 
     def refresh(self) -> None:
         """Read what the store has that was not read yet."""
+        with self._lock:
+            # Nearly always nothing is new, and one row tells so.
+            if self._feed.watermark(self._scope_id) == self._read == self._read_words:
+                return
         with self._lock, self._feed.snapshot():
             mark = self._feed.watermark(self._scope_id)
             if mark != self._read:
@@ -191,40 +196,43 @@ class ScopeIndex:
     # -- searching ----------------------------------------------------------------------------------------
 
     def search(
-        self,
-        vector: Vectors,
-        text: str,
-        count: int,
-        filters: Filters | None = None,
-        weights: Weights | None = None,
+        self, vector: Vectors, text: str, count: int, filters: Filters | None = None, weights: Weights | None = None
     ) -> list[Found]:
         """Return the best `count` turns, best first; each turn by its best passage.
 
         Args:
             vector: the query's (d,) unit vector.
             text: the query's words.
+
+        Raises:
+            EmbedderMismatchError: if the vector is not of the store's dimension.
         """
         with self._lock:
             self.refresh()
             if self._passages.pending >= PENDING:
                 self.commit()
-            if len(self._table) == 0 or count < 1:
-                return []
-            return self._search(vector, text, count, filters or Filters(), weights)
+            if self._dimension != len(vector):
+                raise EmbedderMismatchError(
+                    f"the query has {len(vector)} numbers and the memory's passages {self._dimension}: it was given "
+                    "another embedder in this moment. Open it again"
+                )
+            return self._search(vector, text, count, filters, weights) if len(self._table) else []
 
-    def _search(self, vector: Vectors, text: str, count: int, filters: Filters, weights: Weights | None) -> list[Found]:
+    def _search(
+        self, vector: Vectors, text: str, count: int, filters: Filters | None, weights: Weights | None
+    ) -> list[Found]:
         table = self._table
         wanted = max(CANDIDATES, 4 * count)
         allowed = self._allowed(filters) if filters else None
         if allowed is not None and len(allowed) == 0:
             return []
         query = words(text)
-        near = self._dense.search(vector, wanted, allowed)
         by_passage = self._passages.search("passage", query, wanted, allowed)
         by_exchange = self._passages.search("exchange", query, wanted, allowed)
         by_conversation = self._conversations.search("conversation", query, wanted)
+        near = self._dense.near(vector, wanted, allowed)
 
-        rows = table.rows(np.concatenate([near, by_passage.keys, by_exchange.keys]))
+        rows = table.rows(np.concatenate([near.ids, by_passage.keys, by_exchange.keys]))
         # Neighbours lend their scores and are candidates themselves, also where they could not be hits.
         # One place more than there are rows, so that "none", -1, has one of its own.
         among = np.zeros(len(table) + 1, bool)
@@ -234,7 +242,7 @@ class ScopeIndex:
         place[rows] = np.arange(len(rows))
         signals = rank(
             Candidates(
-                meaning=self._dense.score(vector, table.ids[rows]),
+                meaning=near.score(table.ids[rows]),
                 words=_spread(by_passage.keys, by_passage.scores, table.ids[rows]),
                 exchange=_spread(by_exchange.keys, by_exchange.scores, table.ids[rows]),
                 conversation=_spread(by_conversation.keys, by_conversation.scores, table.conversation[rows]),

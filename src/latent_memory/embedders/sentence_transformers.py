@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from latent_memory.errors import EmbedderUnavailableError, MissingExtraError
 from latent_memory.vectors import Vectors, checked
 
@@ -47,6 +49,8 @@ class SentenceTransformersEmbedder:
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:
         """Return (len(texts), dimension) float32, unit length."""
+        if len(texts) == 0:
+            return np.zeros((0, self.dimension), np.float32)
         encode = self._model.encode_query if query else self._model.encode_document
         vectors = encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
         return checked(vectors, rows=len(texts), dimension=self.dimension, made_by=self.name)
