@@ -161,7 +161,7 @@ class LexicalIndex:
                 shutil.rmtree(left, ignore_errors=True)
             new.mkdir()
             state = self._write(tantivy.Index(self._schema(), path=str(new)), added, deleted)
-            if directory.exists():
+            if directory.is_dir():
                 directory.rename(old)
             new.rename(directory)
             shutil.rmtree(old, ignore_errors=True)
