@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -30,7 +30,7 @@ def _passage(
     return Passage("s", conversation, turn, role, name, text, timestamp, title, start, start + len(text))
 
 
-def _nobody(conversation_id: str, turns: Sequence[int]) -> list[Passage]:
+def _nobody(passage: Passage) -> list[Passage]:
     return []
 
 
@@ -43,11 +43,12 @@ def _build(
 ) -> Context:
     known = list(stored)
 
-    def neighbours(conversation_id: str, turns: Sequence[int]) -> list[Passage]:
-        return [p for p in known if p.conversation_id == conversation_id and p.turn in turns]
+    def before(passage: Passage) -> list[Passage]:
+        place = (passage.conversation_id, (passage.turn or 0) - 1)
+        return [p for p in known if (p.conversation_id, p.turn) == place]
 
     hits = [Hit(passage, 1.0, {}) for passage in passages]
-    return build(hits, budget, count, live=live, neighbours=neighbours)
+    return build(hits, budget, count, live=live, before=before)
 
 
 def _long(what: str) -> str:

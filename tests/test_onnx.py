@@ -12,7 +12,6 @@ import pytest
 
 from latent_memory.embedders.onnx import DATA_PACKAGE, MODEL_DIR_VARIABLE, SHA256, OnnxEmbedder
 from latent_memory.errors import EmbedderUnavailableError
-from latent_memory.passages import count_tokens
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "minilm.json").read_text("utf-8"))["items"]
 
@@ -185,16 +184,3 @@ def test_only_the_first_256_tokens_are_read(embedder: OnnxEmbedder) -> None:
     full, longer, shorter = (embedder.embed([t])[0] for t in (text, text + " river" * 300, text[:-6] + " river"))
     np.testing.assert_allclose(longer, full, atol=1e-6)
     assert np.abs(shorter - full).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [("", 0), ("Hello, world!", 4), ("house " * 1_000, 1_000), ("日本語", 3), ("unaffable", 3)],
-)
-def test_count_tokens(embedder: OnnxEmbedder, text: str, tokens: int) -> None:
-    assert embedder.count_tokens(text) == tokens
-
-
-def test_plain_text_has_about_as_many_tokens_as_passages_count(embedder: OnnxEmbedder) -> None:
-    text = "I moved to the city last month, and the new flat is small. " * 10
-    assert embedder.count_tokens(text) == pytest.approx(count_tokens(text), rel=0.1)

@@ -9,7 +9,7 @@ import pytest
 
 from latent_memory import AddReport, Context, Conversation, LatentMemory, Turn
 from latent_memory.errors import InputError, LatentMemoryError
-from latent_memory.records import MOST_CHARACTERS, ROLES
+from latent_memory.records import MOST_TURN_CHARACTERS, ROLES
 
 HELLO = Turn("user", "Hello there, how are you?")
 
@@ -57,9 +57,9 @@ def test_half_a_surrogate_pair_is_refused_with_its_place() -> None:
 
 
 def test_the_longest_text_that_is_taken() -> None:
-    assert len(Turn("user", "x" * MOST_CHARACTERS).text) == MOST_CHARACTERS
+    assert len(Turn("user", "x" * MOST_TURN_CHARACTERS).text) == MOST_TURN_CHARACTERS
     with pytest.raises(InputError, match=r"^text: 1,000,001 characters; a turn may have 1,000,000"):
-        Turn("user", "x" * (MOST_CHARACTERS + 1))
+        Turn("user", "x" * (MOST_TURN_CHARACTERS + 1))
 
 
 def test_a_turn_reads_its_time() -> None:

@@ -5,8 +5,11 @@ Exit codes: 0 found or done, 1 nothing found, 2 bad use, bad input, or a store t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import stat
 import sys
 import tempfile
 import unicodedata
@@ -57,8 +60,10 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         print("stopped; what was reported as added is kept", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (head, less) has gone; there is nobody to tell, and nothing went wrong.
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EINVAL):
+            raise
+        # The reader (head, less) has gone (Windows says EINVAL); there is nobody to tell, and nothing went wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
@@ -383,18 +388,20 @@ def _open(
 
 @contextmanager
 def _sources(files: Sequence[str]) -> Iterator[list[tuple[Path, str]]]:
-    """Return the files to read, with their names; standard input becomes a file, since it is read twice."""
+    """Return the files to read, with their names; what is no file that can be read twice, a pipe, is copied to one."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         paths: list[tuple[Path, str]] = []
-        for file in files:
-            if file != "-":
-                paths.append((Path(file), file))
-                continue
-            spooled = Path(temporary) / "standard-input"
-            with spooled.open("wb") as copy:
-                while block := sys.stdin.buffer.read(1 << 20):
-                    copy.write(block)
-            paths.append((spooled, "standard input"))
+        for number, file in enumerate(files):
+            path = Path(file)
+            name = "standard input" if file == "-" else file
+            spooled = Path(temporary) / str(number)
+            if file == "-":
+                with spooled.open("wb") as copy:
+                    shutil.copyfileobj(sys.stdin.buffer, copy)
+            elif _is_pipe(path):
+                with path.open("rb") as pipe, spooled.open("wb") as copy:
+                    shutil.copyfileobj(pipe, copy)
+            paths.append((spooled if spooled.exists() else path, name))
         yield paths
 
 
@@ -402,6 +409,15 @@ def _filters(
     *, since: str | None, until: str | None, roles: Sequence[str], conversations: Sequence[str]
 ) -> dict[str, Any]:
     return {"since": since, "until": until, "roles": roles or None, "conversation_ids": conversations or None}
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        # Whatever is wrong with it, the reader says so.
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _query(query: str) -> str:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from latent_memory.passages import count_words
+from latent_memory.passages import count_words, pieces
 from latent_memory.records import Context, Hit, Passage
 from latent_memory.times import epoch, in_words
 
@@ -23,13 +23,15 @@ _SHORT = 12
 # Two texts that share this much of their words say the same.
 _SAME = 0.9
 
-# What opens or closes our fence, or is a control mark in a common chat template: ChatML, Llama, Mistral, Gemma.
+# What opens or closes our fence, or is a control mark in a common chat template: ChatML, Llama, Mistral, Gemma,
+# DeepSeek.
 _MARKS = re.compile(
-    r"<(?=\s*/?\s*memory|\||/?s>|</?SYS>|(?:start|end)_of_turn>)|\[(?=/?INST\])|(?<=\|)>", re.IGNORECASE
+    r"<(?=\s*/?\s*memory|[|｜]|/?(?:s|bos|eos|unk|pad)>|</?SYS>|(?:start|end)_of_turn>)|\[(?=/?[A-Z_]{3,}\])|(?<=[|｜])>",
+    re.IGNORECASE,
 )
 
 CountTokens = Callable[[str], int]
-Neighbours = Callable[[str, Sequence[int]], Sequence[Passage]]
+Before = Callable[[Passage], Sequence[Passage]]
 
 
 def estimate_tokens(text: str) -> int:
@@ -40,9 +42,7 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(len(text.encode()) / 3)
 
 
-def build(
-    hits: Iterable[Hit], budget: int, count: CountTokens, *, live: Iterable[str] = (), neighbours: Neighbours
-) -> Context:
+def build(hits: Iterable[Hit], budget: int, count: CountTokens, *, live: Iterable[str] = (), before: Before) -> Context:
     """Choose from the hits, best first, what fits into the budget, and write it down.
 
     Args:
@@ -50,7 +50,7 @@ def build(
         budget: the most tokens that the text may have.
         count: counts a text's tokens; use the target model's tokenizer.
         live: texts that the prompt holds anyway.
-        neighbours: returns the turns of a conversation at the given positions.
+        before: returns the turn before a passage's own, as a list of one, or of none.
 
     Returns:
         A context whose text has at most `budget` tokens by `count`; an empty one if nothing fits.
@@ -68,7 +68,8 @@ def build(
         passage = hit.passage
         group = [passage]
         if passage.turn and passage.start == 0 and count_words(passage.text) < _SHORT:
-            group = [*neighbours(passage.conversation_id, [passage.turn - 1]), passage]
+            # A long turn would take the room of many; its own pieces are hits if they matter.
+            group = [*(turn for turn in before(passage) if len(pieces(turn.text)) == 1), passage]
         for attempt in (group, [passage]):
             fresh = [p for p in attempt if not chosen.has(p)]
             price = sum(map(cost, fresh))

@@ -5,8 +5,11 @@ Knows nothing of what the tables mean.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,15 +42,17 @@ def exists(directory: Path) -> bool:
 
 
 class Database:
-    """The database in a directory. Safe to use from several threads; each gets its own connection."""
+    """The database in a directory. Safe to use from several threads; each gets its own connection.
+
+    A process that was forked from one with an open database gets connections of its own: SQLite's must not be carried
+    over.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.path = directory / FILE_NAME
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        self._lock = threading.RLock()
         self._closed = False
+        self._begin_process()
         with self.translated():
             try:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -61,41 +66,71 @@ class Database:
                 self.close()
                 raise
 
+    def _begin_process(self) -> None:
+        self._process = os.getpid()
+        self._local = threading.local()
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._opening = threading.Lock()
+        # Writers in this process wait here, those of others in SQLite.
+        self._turn_to_write = threading.RLock()
+
     # -- connections and transactions ---------------------------------------------------------------------
 
     @property
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
+        if self._process != os.getpid():
+            # Closing what the parent opened would take its locks away; so they are left alone, and kept from the
+            # garbage collector, which would close them.
+            _INHERITED.append((self._local, list(self._open)))
+            self._begin_process()
+        held: _Connection | None = getattr(self._local, "held", None)
+        if held is None:
             if self._closed:
                 raise StoreError(f"the memory at {self.directory} was closed; open it again")
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            try:
-                found = connection.execute("PRAGMA application_id").fetchone()[0]
-                tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if found != APPLICATION_ID and (found or tables):
-                    raise StoreDamagedError(f"{self.path} is another program's database, not a Latent Memory store")
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA foreign_keys = ON")
-                # What is forgotten is overwritten with zeros in the file, not only unlinked.
-                connection.execute("PRAGMA secure_delete = ON")
-            except BaseException:
-                connection.close()
-                raise
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
+            held = self._local.held = _Connection(self._connect())
+            with self._opening:
+                self._open.add(held)
+        return held.connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            # In one statement, so that a store which another process is just making is seen whole or not at all.
+            ours, tables = connection.execute(
+                "SELECT (SELECT application_id FROM pragma_application_id), (SELECT count(*) FROM sqlite_master)"
+            ).fetchone()
+            if ours != APPLICATION_ID and (ours or tables):
+                raise StoreDamagedError(f"{self.path} is another program's database, not a Latent Memory store")
+            _switch_to_wal(connection)
+            connection.execute("PRAGMA synchronous = FULL")
+            # On macOS a plain fsync leaves data in the drive's cache.
+            connection.execute("PRAGMA fullfsync = ON")
+            connection.execute("PRAGMA foreign_keys = ON")
+            # What is forgotten is overwritten with zeros in the file, not only unlinked.
+            connection.execute("PRAGMA secure_delete = ON")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def close(self) -> None:
-        """Close every thread's connection. The store cannot be used afterwards."""
-        with self._lock:
-            self._closed = True
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
+        """Close every thread's connection. The database cannot be used afterwards."""
+        self._closed = True
+        if self._process != os.getpid():
+            return
+        with self._opening:
+            for held in list(self._open):
+                held.connection.close()
+            self._open.clear()
             self._local = threading.local()
+
+    def empty_log(self) -> None:
+        """Bring the write-ahead log into the database file and empty it, unless another process is reading it.
+
+        A log keeps what was deleted until it is overwritten.
+        """
+        with self.translated():
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -137,7 +172,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Run one write transaction: all of it, or nothing if it raises."""
-        with self.translated(), self._lock:
+        with self.translated(), self._turn_to_write:
             connection = self._connection
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -166,3 +201,30 @@ class Database:
             part = ids[start : start + _SLICE]
             found += self.rows(sql.format(ids=",".join("?" * len(part))), *values, *part)
         return found
+
+
+# Connections of a parent process; see Database._connection.
+_INHERITED: list[object] = []
+
+
+class _Connection:
+    """A connection that is closed when its thread ends."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging, which SQLite does not wait for by itself while another process has a lock."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)

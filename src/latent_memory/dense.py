@@ -52,11 +52,11 @@ class DenseIndex:
     """
 
     def __init__(self, dimension: int, file: Path | None, fetch: Fetch, exact_limit: int = EXACT_LIMIT) -> None:
-        self._dimension = dimension
+        self.dimension = dimension
         self._file = file
         self._fetch = fetch
         self._exact_limit = exact_limit
-        self._ids: Ids = np.zeros(0, np.int64)  # of every row, ascending; removed ones until they are swept
+        self._ids: Ids = np.zeros(0, np.int64)  # of every row, ascending
         self._flat: Any = None
         self._inverted: Any = None
         self._saved = 0
@@ -84,7 +84,7 @@ class DenseIndex:
             self._inverted.add_with_ids(vectors, ids)
         else:
             if self._flat is None:
-                self._flat = faiss.IndexFlatIP(self._dimension)
+                self._flat = faiss.IndexFlatIP(self.dimension)
             self._flat.add(vectors)
         self._ids = np.concatenate([self._ids, ids])
         if self._inverted is None and len(self._ids) > self._exact_limit:
@@ -102,6 +102,7 @@ class DenseIndex:
         else:
             self._flat.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(gone)))
         self._ids = self._ids[~gone]
+        self._flatten_if_small()
 
     def near(self, query: Vectors, count: int, allowed: Ids | None = None) -> Near:
         """Find about the `count` nearest passages.
@@ -132,7 +133,7 @@ class DenseIndex:
         query = np.ascontiguousarray(query, np.float32)
         scores = np.empty(len(self._ids), np.float32)
         faiss.fvec_inner_products_ny(
-            faiss.swig_ptr(scores), faiss.swig_ptr(query), self._flat.get_xb(), self._dimension, len(scores)
+            faiss.swig_ptr(scores), faiss.swig_ptr(query), self._flat.get_xb(), self.dimension, len(scores)
         )
         return scores
 
@@ -155,8 +156,8 @@ class DenseIndex:
         """Return the flat index's own memory as an (n, d) array."""
         import faiss
 
-        rows = faiss.rev_swig_ptr(self._flat.get_xb(), self._flat.ntotal * self._dimension)
-        return np.asarray(rows).reshape(self._flat.ntotal, self._dimension)
+        rows = faiss.rev_swig_ptr(self._flat.get_xb(), self._flat.ntotal * self.dimension)
+        return np.asarray(rows).reshape(self._flat.ntotal, self.dimension)
 
     def _invert(self) -> None:
         import faiss
@@ -164,8 +165,8 @@ class DenseIndex:
         vectors = self._rows()
         lists = int(_LISTS_PER_ROOT * len(vectors) ** 0.5)
         inverted = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatIP(self._dimension),
-            self._dimension,
+            faiss.IndexFlatIP(self.dimension),
+            self.dimension,
             lists,
             faiss.ScalarQuantizer.QT_8bit,
             faiss.METRIC_INNER_PRODUCT,
@@ -178,10 +179,31 @@ class DenseIndex:
         inverted.add_with_ids(vectors, self._ids)
         self._inverted, self._flat = inverted, None
 
+    def _flatten_if_small(self) -> None:
+        """Search exactly again when a large scope has become small; at 0.8 of the limit, so as not to do it often."""
+        if self._inverted is None or len(self._ids) > 0.8 * self._exact_limit:
+            return
+        import faiss
+
+        self._inverted, self._saved = None, 0
+        self._flat = faiss.IndexFlatIP(self.dimension)
+        if len(self._ids):
+            self._flat.add(self._fetch(self._ids))
+        self._delete_file()
+
+    def _delete_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
+
     # -- the file of a large scope ------------------------------------------------------------------------
 
-    def load(self, generation: int) -> int:
-        """Read the file, if there is one that fits; anything wrong with it means that there is none.
+    def load(self, stands: Callable[[str, int, int, str], bool]) -> int:
+        """Read the file, if there is one that stands; anything wrong with it means that there is none.
+
+        Args:
+            stands: tells of a generation, a highest id, a number of deletions and an anchor whether they are this
+                store's.
 
         Returns:
             The number of deletions that the file already knows; the store tells what came after.
@@ -191,42 +213,42 @@ class DenseIndex:
         import faiss
 
         try:
-            data = self._file.read_bytes()
-            head, _, body = data.partition(b"\n")
+            head, _, body = self._file.read_bytes().partition(b"\n")
             state = json.loads(head)
-            if state["generation"] != generation or state["sha256"] != _digest(body, state):
-                raise ValueError("made from another state of the store, or altered")
+            if state.pop("sha256") != _digest(state, body):
+                raise ValueError("altered")
             inverted = faiss.deserialize_index(np.frombuffer(body, np.uint8))
-            ids = np.sort(
-                np.concatenate(
-                    [
-                        faiss.rev_swig_ptr(inverted.invlists.get_ids(i), inverted.invlists.list_size(i)).copy()
-                        for i in range(inverted.nlist)
-                        if inverted.invlists.list_size(i)
-                    ]
-                )
-            )
-            if inverted.d != self._dimension:
+            lists = [
+                faiss.rev_swig_ptr(inverted.invlists.get_ids(i), inverted.invlists.list_size(i)).copy()
+                for i in range(inverted.nlist)
+                if inverted.invlists.list_size(i)
+            ]
+            ids = np.sort(np.concatenate([np.zeros(0, np.int64), *lists]))
+            if inverted.d != self.dimension:
                 raise ValueError(f"of dimension {inverted.d}")
+            if not stands(state["generation"], int(state["added"]), int(state["deleted"]), state["anchor"]):
+                raise ValueError("made from another state of the store")
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
             _log.warning("the vector index %s is rebuilt: %s", self._file, error)
             return 0
         self._inverted, self._ids, self._saved = inverted, ids.astype(np.int64), len(ids)
         return int(state["deleted"])
 
-    def save(self, generation: int, deleted: int) -> None:
-        """Write the file of a large scope when it has grown by a tenth since it was last written."""
-        if self._file is None or self._inverted is None or len(self._ids) < 1.1 * self._saved:
+    def save(self, generation: str, added: int, deleted: int, anchor: str, *, always: bool = False) -> None:
+        """Write the file of a large scope when it has grown by a tenth since it was last written, or always."""
+        if self._file is None or self._inverted is None or (len(self._ids) < 1.1 * self._saved and not always):
             return
         import faiss
 
         body = faiss.serialize_index(self._inverted).tobytes()
-        state: dict[str, int | str] = {"generation": generation, "deleted": deleted}
-        state["sha256"] = _digest(body, state)
+        state: dict[str, object] = {"generation": generation, "added": added, "deleted": deleted, "anchor": anchor}
+        head = json.dumps(state | {"sha256": _digest(state, body)}).encode()
         temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
         try:
             temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(json.dumps(state).encode() + b"\n" + body)
+            with temporary.open("wb") as file:
+                file.write(head + b"\n")
+                file.write(body)
             temporary.replace(self._file)
         except OSError as error:
             # The file only saves time; the store has everything.
@@ -237,12 +259,7 @@ class DenseIndex:
         self._saved = len(self._ids)
 
 
-def _sha256(*parts: bytes) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part)
+def _digest(state: Mapping[str, object], body: bytes) -> str:
+    whole = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    whole.update(body)
     return whole.hexdigest()
-
-
-def _digest(body: bytes, state: Mapping[str, object]) -> str:
-    return _sha256(f"{state['generation']} {state['deleted']}\n".encode(), body)

@@ -23,7 +23,7 @@ class LatentMemoryError(Exception):
 
 
 class InputError(LatentMemoryError, ValueError):
-    """Something handed in cannot be used; nothing was changed."""
+    """Something handed in cannot be used; nothing of it was kept."""
 
 
 class MissingExtraError(LatentMemoryError, ImportError):

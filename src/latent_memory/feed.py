@@ -6,6 +6,7 @@ an index that has read up to a number has read everything that was committed wit
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -14,13 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latent_memory.database import Database
+from latent_memory.records import EmbedderIdentity
 from latent_memory.vectors import Ids, Vectors, from_bytes
 
 
 class Watermark(NamedTuple):
-    """How far a scope has got, or how far something has read it. The generation counts exchanges of all vectors."""
+    """How far a scope has got, or how far something has read it.
 
-    generation: int
+    The generation names the store and counts the exchanges of all its vectors; "" stands for a scope that is not there.
+    """
+
+    generation: str
     added: int
     deleted: int
 
@@ -65,27 +70,51 @@ class Feed:
         self.snapshot = database.snapshot
         self.directory = database.directory
 
-    def dimension(self) -> int:
-        """Return how many numbers the stored vectors have; 0 while there are none."""
+    def embedder(self) -> EmbedderIdentity | None:
+        """Return the embedder that made the vectors; None while there are none."""
         row = self._database.row("SELECT value FROM meta WHERE key = 'embedder'")
-        return int(json.loads(row[0])[1]) if row else 0
+        return EmbedderIdentity(*json.loads(row[0])) if row else None
 
     def watermark(self, scope_id: int) -> Watermark:
         """Return how far the scope has got."""
         row = self._database.row(
-            "SELECT coalesce((SELECT value FROM meta WHERE key = 'generation'), 0), added, deleted "
+            "SELECT (SELECT group_concat(value, '/') FROM meta WHERE key IN ('store', 'generation')), added, deleted "
             "FROM scopes WHERE scope_id = ?",
             scope_id,
         )
-        return Watermark(int(row[0]), row[1], row[2])
+        return Watermark(*row) if row else Watermark("", 0, 0)
 
-    def columns(self, scope_id: int, after: int) -> PassageColumns:
-        """Return the scope's passages with ids beyond `after`."""
+    def anchor(self, scope_id: int, passage_id: int) -> str:
+        """Return a digest by which the passage can be told from another that got the same id in a copy of the store."""
+        row = self._database.row(
+            "SELECT conversation_key, position, piece, words, epoch, vector FROM passages JOIN vectors "
+            "USING (passage_id) WHERE scope_id = ? AND passage_id = ?",
+            scope_id,
+            passage_id,
+        )
+        return hashlib.blake2b(repr(row).encode(), digest_size=8).hexdigest() if row else ""
+
+    def stands(self, scope_id: int, mark: Watermark, read: Watermark, anchor: str) -> bool:
+        """Tell whether something that was read up to `read` is of this store, and of this past of it.
+
+        A store that was restored from a backup hands out the same ids again, for other passages.
+        """
+        if read.generation != mark.generation or read.added > mark.added or read.deleted > mark.deleted:
+            return False
+        found = self.anchor(scope_id, read.added)
+        if found:
+            return found == anchor
+        gone = self._database.row("SELECT 1 FROM deletions WHERE scope_id = ? AND passage_id = ?", scope_id, read.added)
+        return bool(gone) or read.added == 0
+
+    def columns(self, scope_id: int, after: int, limit: int) -> PassageColumns:
+        """Return up to `limit` of the scope's passages with ids beyond `after`."""
         rows = self._database.rows(
             "SELECT passage_id, conversation_key, position, piece, words, role, epoch FROM passages "
-            "WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id",
+            "WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id LIMIT ?",
             scope_id,
             after,
+            limit,
         )
         table = np.array(rows, dtype=np.float64).reshape(len(rows), 7)  # whole numbers stay exact below 2**53
         ids, key, position, piece, words, role = (table[:, i].astype(np.int64) for i in range(6))
@@ -108,15 +137,16 @@ class Feed:
         )
         return from_bytes([rows[i] for i in ids], dimension)
 
-    def vectors_after(self, scope_id: int, after: int, dimension: int) -> Vectors:
-        """Return the vectors of the scope's passages with ids beyond `after`, in the order of the ids."""
+    def vectors_after(self, scope_id: int, after: int, limit: int, dimension: int) -> tuple[Ids, Vectors]:
+        """Return ids and vectors of up to `limit` of the scope's passages with ids beyond `after`, in their order."""
         rows = self._database.rows(
-            "SELECT vector FROM passages JOIN vectors USING (passage_id) "
-            "WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id",
+            "SELECT passage_id, vector FROM passages JOIN vectors USING (passage_id) "
+            "WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id LIMIT ?",
             scope_id,
             after,
+            limit,
         )
-        return from_bytes([row[0] for row in rows], dimension)
+        return np.array([row[0] for row in rows], np.int64), from_bytes([row[1] for row in rows], dimension)
 
     def passage_texts(self, scope_id: int, after: int, limit: int) -> list[PassageText]:
         """Return up to `limit` of the scope's passages beyond `after`, in the order of ids."""

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from latent_memory.passages import sentences
+from latent_memory.passages import count_words, sentences
 from latent_memory.records import Turn
 from latent_memory.vectors import Vectors, unit
 
@@ -41,7 +41,7 @@ def title(turns: Sequence[Turn], summary: str | None) -> str:
     """Return the first thing the user asked or said that is more than a greeting, in one line."""
     said = [turn for turn in turns if turn.role == "user"] or list(turns)
     candidates = [sentence for turn in said[:3] for sentence in sentences(turn.text)] or [summary or ""]
-    telling = (candidate for candidate in candidates if len(candidate.split()) >= 4)
+    telling = (candidate for candidate in candidates if count_words(candidate) >= 4)
     return shorten(next(telling, candidates[0]), TITLE_CHARACTERS)
 
 
@@ -77,7 +77,7 @@ def summary(turns: Sequence[Turn], vectors: Mapping[int, Vectors]) -> str:
         ranked = sorted(enumerate(split[i]), key=lambda pair: (-shared(pair[1]), pair[0]))
         for place, sentence in ranked[:1]:
             line = " ".join(sentence.split())
-            if len(line.split()) >= 4 and len(line) + 1 <= room:
+            if count_words(line) >= 4 and len(line) + 1 <= room:
                 chosen.append((i, place, line))
                 room -= len(line) + 1
     if not chosen:

@@ -7,6 +7,7 @@ in again stays: only `forget` takes something away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,10 +17,10 @@ import numpy as np
 
 from latent_memory import generated
 from latent_memory.embedders import Embedder, identity
-from latent_memory.errors import InputError
+from latent_memory.errors import EmbedderMismatchError, InputError
 from latent_memory.passages import Piece, pieces, spoken
 from latent_memory.records import AddReport, Conversation, Turn
-from latent_memory.store import SUMMARY, Change, NewPassage, Store, StoredState
+from latent_memory.store import SUMMARY, Change, NewPassage, Store, StoredState, mismatch
 from latent_memory.times import epoch
 from latent_memory.vectors import Vectors, checked
 
@@ -42,6 +43,9 @@ def add(
     progress: Progress | None = None,
 ) -> AddReport:
     """Add conversations to a scope, a batch at a time.
+
+    Knows two states of a conversation, as it is stored and as it is handed in, and reads the first in one snapshot;
+    what another process changes after that is noticed when it is written.
 
     When this returns, or calls `progress`, what it reports is on disk. If the iterator or the embedder raises,
     the batches before are kept and the one at hand is not.
@@ -102,6 +106,8 @@ class _Plan:
     changed: list[int]
     pieces: list[tuple[int, int, Piece]] = field(default_factory=list)  # position, number, piece
     vectors: Vectors | None = None
+    # Of the passages that stay, by position and piece; read only where a summary needs them.
+    kept: Mapping[tuple[int, int], Vectors] = field(default_factory=dict)
 
     @property
     def touched(self) -> list[int]:
@@ -118,10 +124,19 @@ def _add_batch(
     store: Store, embedder: Embedder, batch: list[_Incoming], scope: str, summariser: Summariser | None
 ) -> AddReport:
     report = AddReport()
+    made_by = identity(embedder)
     while batch:
-        scope_id = store.scope_id(scope)
-        states = {} if scope_id is None else store.states(scope_id, [incoming.id for incoming in batch])
-        plans = [_plan(store, scope_id, incoming, states.get(incoming.id)) for incoming in batch]
+        # Before anything is embedded, which may cost time or money.
+        known = store.embedder()
+        if known is not None and known != made_by:
+            raise EmbedderMismatchError(mismatch(store.directory, known, made_by.name, made_by.dimension))
+        with store.database.snapshot():
+            scope_id = store.scope_id(scope)
+            states = {} if scope_id is None else store.states(scope_id, [incoming.id for incoming in batch])
+            plans = [_plan(store, scope_id, incoming, states.get(incoming.id)) for incoming in batch]
+            for plan in plans:
+                if plan.state is not None and summariser is None and _wants_summary(plan):
+                    plan.kept = store.conversation_vectors(plan.state.conversation_key, embedder.dimension)
         texts = [text for plan in plans for text in plan.texts()]
         if texts:
             vectors = checked(
@@ -131,12 +146,8 @@ def _add_batch(
             for plan in plans:
                 plan.vectors = vectors[start : start + len(plan.pieces)]
                 start += len(plan.pieces)
-        changes = {
-            plan.incoming.id: change
-            for plan in plans
-            if (change := _change(store, embedder, plan, summariser)) is not None
-        }
-        stale = set(store.write(scope, list(changes.values()), identity(embedder)) if changes else ())
+        changes = {plan.incoming.id: change for plan in plans if (change := _change(plan, summariser)) is not None}
+        stale = set(store.write(scope, list(changes.values()), made_by) if changes else ())
         for plan in plans:
             if plan.incoming.id not in stale:
                 report += _reported(plan, plan.incoming.id in changes)
@@ -174,10 +185,10 @@ def _reported(plan: _Plan, written: bool) -> AddReport:
     )
 
 
-def _change(store: Store, embedder: Embedder, plan: _Plan, summariser: Summariser | None) -> Change | None:
+def _change(plan: _Plan, summariser: Summariser | None) -> Change | None:
     """Return what has to be written for a plan; None if nothing has."""
     state = plan.state
-    record = _record(store, embedder, plan, summariser)
+    record = _record(plan, summariser)
     if state is not None and not plan.pieces and record == state.record:
         return None
     assert record.timestamp is not None
@@ -205,9 +216,11 @@ def _change(store: Store, embedder: Embedder, plan: _Plan, summariser: Summarise
     ]
     return Change(
         record=record,
-        expected_version=state.version if state else None,
+        expected=(state.conversation_key, state.version) if state else None,
         turns=[(i, plan.turns[i], plan.incoming.digests[i]) for i in plan.touched],
         passages=passages,
+        # A conversation of a summary alone has become one of turns.
+        drop=[SUMMARY] if state is not None and not state.digests and plan.turns else [],
         reissue=_reissued(plan, record, when),
     )
 
@@ -236,7 +249,7 @@ def _reissued(plan: _Plan, record: Conversation, when: Callable[[int], float]) -
     return reissued
 
 
-def _record(store: Store, embedder: Embedder, plan: _Plan, summariser: Summariser | None) -> Conversation:
+def _record(plan: _Plan, summariser: Summariser | None) -> Conversation:
     """Return the conversation's row: what was given, else what was known, else what can be generated."""
     incoming, state = plan.incoming, plan.state
     before = state.record if state else None
@@ -258,9 +271,9 @@ def _record(store: Store, embedder: Embedder, plan: _Plan, summariser: Summarise
     title = settle(
         "title",
         lambda: generated.title(plan.turns, incoming.conversation.summary),
-        again=any(i < 3 for i in plan.touched),
+        again=bool(plan.touched),
     )
-    summary = settle("summary", lambda: _summary(store, embedder, plan, title, summariser), again=bool(plan.touched))
+    summary = settle("summary", lambda: _summary(plan, title, summariser), again=_wants_summary(plan))
     kind = settle("type", lambda: generated.DEFAULT_TYPE, again=False)
     timestamp, origin = _timestamp(plan)
     if origin:
@@ -299,19 +312,31 @@ def _origin(marks: Iterable[str]) -> str | None:
     return next((mark.partition(":")[2] for mark in marks if mark.startswith("timestamp:")), None)
 
 
-def _summary(store: Store, embedder: Embedder, plan: _Plan, title: str, summariser: Summariser | None) -> str:
+def _wants_summary(plan: _Plan) -> bool:
+    """Tell whether a summary has to be made, if it is one that is made here.
+
+    For each new turn while a conversation is short, and then each time it has grown by a tenth: what a long chat is
+    about does not change with every turn, and finding it takes all of them.
+    """
+    if plan.incoming.given("summary") is not None or not plan.touched:
+        return False
+    if plan.state is None or plan.changed:
+        return True
+    before, now = len(plan.state.digests), len(plan.turns)
+    return before == 0 or int(math.log(now, 1.1)) > int(math.log(before, 1.1))
+
+
+def _summary(plan: _Plan, title: str, summariser: Summariser | None) -> str:
     if summariser is not None:
         told = summariser(replace(plan.incoming.conversation, turns=tuple(plan.turns), title=title))
         if not isinstance(told, str) or not told.strip():
             raise InputError(f"the summariser returned {told!r} for {plan.incoming.id!r}; a text was expected")
         return told.strip()
     by_turn: dict[int, list[Vectors]] = {}
-    if plan.state is not None:
-        stored = store.conversation_vectors(plan.state.conversation_key, embedder.dimension)
-        for (position, _), vector in sorted(stored.items(), key=lambda item: item[0]):
-            if position not in plan.touched:
-                by_turn.setdefault(position, []).append(vector)
-    for (position, _, _), vector in zip(plan.pieces, plan.vectors if plan.vectors is not None else (), strict=True):
+    for (position, _), vector in sorted(plan.kept.items(), key=lambda item: item[0]):
+        if position not in plan.touched:
+            by_turn.setdefault(position, []).append(vector)
+    new = plan.vectors if plan.vectors is not None else ()
+    for (position, _, _), vector in zip(plan.pieces, new, strict=True):
         by_turn.setdefault(position, []).append(vector)
-    vectors: Mapping[int, Vectors] = {position: np.stack(rows) for position, rows in by_turn.items()}
-    return generated.summary(plan.turns, vectors)
+    return generated.summary(plan.turns, {position: np.stack(rows) for position, rows in by_turn.items()})

@@ -20,7 +20,7 @@ import shutil
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ K1, B = 1.2, 0.75
 # Keys of documents begin at 1.
 _STATE_KEY = 0
 # Bumped when documents are made in another way, so that older indexes are rebuilt.
-_FORMAT = 1
+_FORMAT = 2
 _HEAP = 30_000_000
 # Up to so many keys are looked up by the index; of more, the results are sifted.
 _MOST_TERMS = 4096
@@ -65,9 +65,10 @@ def words(text: str) -> list[str]:
 class State(NamedTuple):
     """How far an index has read the store."""
 
-    generation: int = 0
+    generation: str = ""
     added: int = 0
     deleted: int = 0
+    anchor: str = ""
     # What was ever committed, replaced documents included: their ratio is the mean length.
     documents: int = 0
     words: tuple[int, ...] = ()  # by field
@@ -109,19 +110,23 @@ class LexicalIndex:
 
     # -- the settled part ---------------------------------------------------------------------------------
 
-    def open(self, generation: int) -> None:
-        """Read what is on disk, if it fits this generation of the store; forget what is in memory."""
+    def open(self, generation: str, stands: Callable[[State], bool]) -> None:
+        """Read what is on disk, if it stands; forget what is in memory."""
         self._overlay = _Overlay(len(self._fields))
         self._hidden = set()
         self._index = self._searcher = None
         self.state = State(generation, words=(0,) * len(self._fields))
         if self._directory is not None:
             index, searcher, state = self._read(self._directory)
-            if state is not None and state.generation == generation:
+            if state is not None and stands(state):
                 self._index, self._searcher, self.state = index, searcher, state
 
-    def commit(self, added: int, deleted: int) -> bool:
+    def commit(self, added: int, deleted: int, anchor: str = "") -> bool:
         """Move the overlay into the settled part, together with how far the store has been read.
+
+        Args:
+            added, deleted: the sequence numbers that were read.
+            anchor: by which it can be told later whether they are this store's.
 
         Returns:
             False if another process is writing the index (the overlay stays and serves), or if it could not
@@ -135,7 +140,7 @@ class LexicalIndex:
         try:
             self._directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._directory.with_suffix(".lock"), timeout=0):
-                return self._commit(self._directory, added, deleted)
+                return self._commit(self._directory, added, deleted, anchor)
         except Timeout:
             return False
         except (ValueError, OSError) as error:
@@ -143,13 +148,13 @@ class LexicalIndex:
             _log.warning("the word index %s could not be written: %s", self._directory, error)
             return False
 
-    def _commit(self, directory: Path, added: int, deleted: int) -> bool:
+    def _commit(self, directory: Path, added: int, deleted: int, anchor: str) -> bool:
         # Read anew, under the lock: another process may have committed, and its segments must not be lost.
         index, _, there = self._read(directory)
         if index is not None and there is not None and there.generation == self.state.generation:
             if there != self.state:
                 return False
-            state = self._write(index, added, deleted)
+            state = self._write(index, added, deleted, anchor)
         elif self.state.documents:
             # What was committed is gone; the overlay alone must not take its place.
             return False
@@ -160,15 +165,17 @@ class LexicalIndex:
             for left in (new, old):
                 shutil.rmtree(left, ignore_errors=True)
             new.mkdir()
-            state = self._write(tantivy.Index(self._schema(), path=str(new)), added, deleted)
+            # Windows renames no directory of which a file is open.
+            index = None
+            state = self._write(tantivy.Index(self._schema(), path=str(new)), added, deleted, anchor)
             if directory.is_dir():
                 directory.rename(old)
             new.rename(directory)
             shutil.rmtree(old, ignore_errors=True)
-        self.open(state.generation)
+        self.open(state.generation, lambda found: found == state)
         return self.state == state
 
-    def _write(self, index: tantivy.Index, added: int, deleted: int) -> State:
+    def _write(self, index: tantivy.Index, added: int, deleted: int, anchor: str) -> State:
         counted = list(self.state.words)
         writer = index.writer(heap_size=_HEAP, num_threads=1)
         try:
@@ -179,11 +186,12 @@ class LexicalIndex:
                 document = tantivy.Document()
                 document.add_unsigned("key", key)
                 for i, (name, text) in enumerate(zip(self._fields, fields, strict=True)):
-                    document.add_text(name, " ".join(text))
-                    counted[i] += len(text)
+                    # BM25 counts words; their order is of no interest.
+                    document.add_text(name, " ".join(text.elements()))
+                    counted[i] += text.total()
                 writer.add_document(document)
             documents = self.state.documents + len(self._overlay)
-            state = State(self.state.generation, added, deleted, documents, tuple(counted))
+            state = State(self.state.generation, added, deleted, anchor, documents, tuple(counted))
             document = tantivy.Document()
             document.add_unsigned("key", _STATE_KEY)
             document.add_json("state", {"format": _FORMAT, "state": json.dumps(state)})
@@ -206,11 +214,12 @@ class LexicalIndex:
             kept = searcher.doc(hits[0][1]).to_dict()["state"][0]
             if kept["format"] != _FORMAT:
                 raise ValueError(f"it has format {kept['format']}")
-            generation, added, deleted, documents, counted = json.loads(kept["state"])
+            generation, added, deleted, anchor, documents, counted = json.loads(kept["state"])
+            state = State(generation, added, deleted, anchor, documents, tuple(counted))
         except (ValueError, OSError, KeyError, TypeError, IndexError) as error:
             _log.warning("the word index %s is rebuilt: %s", directory, error)
             return None, None, None
-        return index, searcher, State(generation, added, deleted, documents, tuple(counted))
+        return index, searcher, state
 
     def _schema(self) -> tantivy.Schema:
         schema = tantivy.SchemaBuilder().add_unsigned_field("key", indexed=True, fast=True)
@@ -226,15 +235,31 @@ class LexicalIndex:
         """Add documents, or replace those of the same keys."""
         for key, fields in documents.items():
             self._overlay.put(key, fields)
-        if self._searcher is not None:
-            self._hidden.update(documents)
+            self._hide(key)
+
+    def extend(self, key: int, fields: tuple[Words, ...]) -> bool:
+        """Add words to a document that is not committed yet; return False, and do nothing, if it is not there."""
+        there = self._overlay.documents.get(key)
+        if there is None:
+            return False
+        self._overlay.extend(key, fields)
+        return True
 
     def remove(self, keys: Iterable[int]) -> None:
         """Remove documents; none of them is found again."""
         for key in keys:
             self._overlay.remove(key)
-            if self._searcher is not None:
-                self._hidden.add(key)
+            self._hide(key)
+
+    def _hide(self, key: int) -> None:
+        if self._searcher is not None and self._searcher.doc_freq("key", key):
+            self._hidden.add(key)
+
+    def release(self) -> None:
+        """Let go of the files, so that they can be deleted; forget what is in memory."""
+        self._index = self._searcher = None
+        self._overlay = _Overlay(len(self._fields))
+        self._hidden = set()
 
     # -- searching ----------------------------------------------------------------------------------------
 
@@ -311,31 +336,37 @@ def _check_files(directory: Path) -> None:
 
 
 class _Overlay:
-    """Documents in memory, with the postings that BM25 needs."""
+    """Documents in memory, each field as its words' counts, with the postings that BM25 needs."""
 
     def __init__(self, fields: int) -> None:
-        self.documents: dict[int, tuple[Words, ...]] = {}
+        self.documents: dict[int, tuple[Counter[str], ...]] = {}
         self.lengths = [0] * fields
-        self._postings: list[dict[str, dict[int, int]]] = [{} for _ in range(fields)]
+        self._lengths: dict[int, list[int]] = {}
+        self._postings: list[dict[str, set[int]]] = [{} for _ in range(fields)]
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def put(self, key: int, fields: tuple[Words, ...]) -> None:
         self.remove(key)
-        self.documents[key] = fields
+        self.documents[key] = tuple(Counter() for _ in fields)
+        self._lengths[key] = [0] * len(fields)
+        self.extend(key, fields)
+
+    def extend(self, key: int, fields: tuple[Words, ...]) -> None:
         for i, text in enumerate(fields):
             self.lengths[i] += len(text)
-            postings = self._postings[i]
-            for word, times in Counter(text).items():
-                postings.setdefault(word, {})[key] = times
+            self._lengths[key][i] += len(text)
+            self.documents[key][i].update(text)
+            for word in set(text):
+                self._postings[i].setdefault(word, set()).add(key)
 
     def remove(self, key: int) -> None:
-        fields = self.documents.pop(key, None)
-        for i, text in enumerate(fields or ()):
-            self.lengths[i] -= len(text)
-            for word in set(text):
-                del self._postings[i][word][key]
+        for i, counts in enumerate(self.documents.pop(key, ())):
+            self.lengths[i] -= self._lengths[key][i]
+            for word in counts:
+                self._postings[i][word].discard(key)
+        self._lengths.pop(key, None)
 
     def frequency(self, field: int, term: str) -> int:
         return len(self._postings[field].get(term, ()))
@@ -347,10 +378,10 @@ class _Overlay:
         only: Collection[int] | None = None if allowed is None else set(allowed.tolist())
         for term, documents in frequency.items():
             rarity = math.log(1 + (total - documents + 0.5) / (documents + 0.5))
-            for key, times in self._postings[field].get(term, {}).items():
+            for key in self._postings[field].get(term, ()):
                 if only is not None and key not in only:
                     continue
-                length = len(self.documents[key][field])
+                times, length = self.documents[key][field][term], self._lengths[key][field]
                 norm = K1 * (1 - B + B * length / mean_length)
                 scores[key] = scores.get(key, 0.0) + rarity * times * (K1 + 1) / (times + norm)
         return Found(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -16,9 +17,10 @@ from latent_memory.embedders import Embedder
 from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
 from latent_memory.feed import Feed
 from latent_memory.messages import content_text, turn_of
-from latent_memory.passages import spoken
+from latent_memory.passages import count_words, spoken
 from latent_memory.ranking import Weights
 from latent_memory.records import (
+    MOST_TURN_CHARACTERS,
     ROLES,
     AddReport,
     Context,
@@ -61,7 +63,9 @@ class LatentMemory:
         weights: how much each signal counts in a hit's score.
     """
 
-    def __init__(self, store: Store, embedder: str | Embedder, summariser: ingest.Summariser | None = None) -> None:
+    def __init__(
+        self, store: Store, embedder: Embedder | None = None, summariser: ingest.Summariser | None = None
+    ) -> None:
         self._store = store
         self._embedder = embedder
         self.weights = Weights()
@@ -93,7 +97,7 @@ class LatentMemory:
             StoreError: if the path cannot hold a store, or holds one that cannot be read.
             EmbedderMismatchError: if the memory was made with another embedder.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if isinstance(embedder, str):
             embedder = embedders.load(embedder)
         if isinstance(summariser, str):
@@ -108,13 +112,20 @@ class LatentMemory:
         except BaseException:
             store.close()
             raise
-        return cls(store, embedder or (known.name if known else embedders.DEFAULT), summariser)
+        return cls(store, embedder, summariser)
 
     @property
     def embedder(self) -> Embedder:
-        """What turns texts into vectors; one that is only known by its name is looked up when it is first needed."""
-        if isinstance(self._embedder, str):
-            self._embedder = embedders.load(self._embedder)
+        """What turns texts into vectors; unless one was given, the memory's own, looked up when it is first needed."""
+        if self._embedder is None:
+            known = self._store.embedder()
+            try:
+                self._embedder = embedders.load(known.name if known else embedders.DEFAULT)
+            except InputError:
+                raise EmbedderMismatchError(
+                    f"the memory at {self._store.directory} was made with an embedder of your own, "
+                    f"{known and known.name!r}; hand it in: LatentMemory.open(path, embedder=...)"
+                ) from None
         return self._embedder
 
     @embedder.setter
@@ -127,11 +138,13 @@ class LatentMemory:
 
     def close(self) -> None:
         """Write what the indexes still hold in memory, and close the store. What was added is safe either way."""
-        for scope_id in self._written:
-            self._index(scope_id).commit(at_least=_WORTH_A_COMMIT)
-        self._written.clear()
-        self._indexes.clear()
-        self._store.close()
+        try:
+            for scope_id in self._written:
+                self._index(scope_id).commit(at_least=_WORTH_A_COMMIT)
+        finally:
+            self._written.clear()
+            self._indexes.clear()
+            self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -165,7 +178,10 @@ class LatentMemory:
 
         Raises:
             InputError: if something handed in cannot be used.
-            StoreFullError, StoreBusyError: the batch at hand was not kept; those before were.
+            EmbedderMismatchError: if the memory's vectors are another embedder's.
+            StoreFullError, StoreBusyError: the disk is full, or another process has written for a minute.
+
+        Whatever is raised, also by the iterable: the batch at hand is not kept, and those before it are.
         """
         # Here and not above: a process that only recalls need not wait for it.
         from latent_memory import ingest
@@ -217,6 +233,7 @@ class LatentMemory:
 
         Raises:
             InputError: for an empty query, a `k` below 1, or a filter that is none.
+            EmbedderMismatchError: if the memory's vectors are another embedder's.
         """
         _check_scope(scope)
         text = _query_text(query)
@@ -224,8 +241,7 @@ class LatentMemory:
             raise InputError(f"k: {k!r} is not a number of turns; give 1 or more")
         filters = _filters(since, until, roles, conversation_ids)
         scope_id = self._store.scope_id(scope)
-        known = self._store.embedder()
-        if scope_id is None or known is None:
+        if scope_id is None:
             return []
         index = self._index(scope_id)
         if not index.loaded:
@@ -234,11 +250,7 @@ class LatentMemory:
             index.refresh()
         made = self.embedder.embed([text], query=True)
         vector = checked(made, rows=1, dimension=self.embedder.dimension, made_by=self.embedder.name)[0]
-        if known != embedders.identity(self.embedder):
-            raise EmbedderMismatchError(
-                mismatch(self._store.directory, known, self.embedder.name, self.embedder.dimension)
-            )
-        found = index.search(vector, text, k, filters, self.weights)
+        found = index.search(vector, embedders.identity(self.embedder), text, k, filters, self.weights)
         passages = self._store.passages(scope_id, [item.passage_id for item in found])
         # Another process may have forgotten one in between.
         return [
@@ -284,10 +296,11 @@ class LatentMemory:
         live = [] if isinstance(query, str) else [turn.text for turn in _turns(query)]
         scope_id = self._store.scope_id(scope)
 
-        def neighbours(conversation_id: str, positions: Sequence[int]) -> list[Passage]:
-            return self._store.turn_passages(scope_id or 0, conversation_id, positions)
+        def before(passage: Passage) -> list[Passage]:
+            place = (passage.turn or 0) - 1
+            return self._store.turn_passages(scope_id or 0, passage.conversation_id, place, place)
 
-        return contexts.build(hits, budget, _counter(tokenizer), live=live, neighbours=neighbours)
+        return contexts.build(hits, budget, _counter(tokenizer), live=live, before=before)
 
     def forget(
         self,
@@ -315,10 +328,10 @@ class LatentMemory:
         gone = self._store.forget(scope_id, ids)
         if gone:
             index = self._index(scope_id)
-            if everything:
+            if self._store.scope_id(scope) != scope_id:
                 index.discard()
             else:
-                index.commit(deletions=True)
+                index.commit_deletions()
         return gone
 
     # -- what one wants to know ---------------------------------------------------------------------------
@@ -341,8 +354,8 @@ class LatentMemory:
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
             return []
-        around = [i for i in range(max(0, turn - before), turn + after + 1) if i != turn]
-        return self._store.turn_passages(scope_id, conversation_id, around)
+        around = self._store.turn_passages(scope_id, conversation_id, turn - before, turn + after)
+        return [passage for passage in around if passage.turn != turn]
 
     def conversations(self, *, scope: str = DEFAULT_SCOPE, limit: int = 50, offset: int = 0) -> list[ConversationInfo]:
         """Return a page of a scope's conversations, newest first."""
@@ -371,7 +384,7 @@ class LatentMemory:
             last=last,
             embedder=known.name if known else self.embedder.name,
             dimension=known.dimension if known else self.embedder.dimension,
-            bytes=sum(file.stat().st_size for file in self._store.directory.rglob("*") if file.is_file()),
+            bytes=_size(self._store.directory),
         )
 
     def reembed(self, embedder: str | Embedder, *, progress: Callable[[int, int], None] | None = None) -> int:
@@ -389,11 +402,13 @@ class LatentMemory:
         """
         new = embedders.load(embedder) if isinstance(embedder, str) else embedder
         identity = embedders.identity(new)
-        self._store.begin_reembedding(identity)
-        while batch := self._store.not_reembedded(_REEMBED):
+        done, total = self._store.begin_reembedding(identity)
+        last = 0
+        while batch := self._store.not_reembedded(last, _REEMBED):
             texts = [text if speaker is None else spoken(speaker, text) for _, speaker, text in batch]
             vectors = checked(new.embed(texts), rows=len(texts), dimension=identity.dimension, made_by=identity.name)
-            done, total = self._store.keep_reembedded([i for i, _, _ in batch], vectors)
+            self._store.keep_reembedded(identity, [i for i, _, _ in batch], vectors)
+            done, last = done + len(batch), batch[-1][0]
             if progress is not None:
                 progress(done, total)
         count = self._store.finish_reembedding(identity)
@@ -412,6 +427,16 @@ class LatentMemory:
         return index
 
 
+def _size(directory: Path) -> int:
+    total = 0
+    for file in directory.rglob("*"):
+        # Another process may put a new index in an old one's place meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if file.is_file():
+                total += file.stat().st_size
+    return total
+
+
 # A bulk add brings its indexes up to date every so many turns.
 _BULK = 10_000
 # On closing, fewer documents than this are left to be read from the store next time: that is faster.
@@ -426,8 +451,11 @@ def _turns(messages: Messages) -> list[Turn]:
         where = f"messages[{number}]"
         if isinstance(message, Turn):
             turns.append(message)
-        elif not isinstance(message, Mapping) or content_text(message).strip():
+        elif not isinstance(message, Mapping):
             turns.append(turn_of(message, where))
+        elif text := content_text(message).strip():
+            # A pasted file is cut to its end; only what was said last is asked.
+            turns.append(turn_of({**message, "content": text[-MOST_TURN_CHARACTERS:]}, where))
     return turns
 
 
@@ -440,7 +468,7 @@ def _query_text(query: Query) -> str:
         turns = _turns(query)
         asked = [i for i, turn in enumerate(turns) if turn.role == "user"] or list(range(len(turns)))
         text = turns[asked[-1]].text if asked else ""
-        if asked and len(text.split()) < _TELLING_WORDS:
+        if asked and count_words(text) < _TELLING_WORDS:
             text = "\n".join(turn.text for turn in turns[max(0, asked[-1] - 2) : asked[-1] + 1])
     if not text.strip():
         raise InputError("query: empty; ask for something")
@@ -473,6 +501,8 @@ def _texts(given: str | Iterable[str], where: str) -> list[str]:
 def _counter(tokenizer: Tokenizer | None) -> contexts.CountTokens:
     if tokenizer is None:
         return contexts.estimate_tokens
+    if isinstance(tokenizer, str):
+        raise InputError(f"tokenizer: {tokenizer!r} is a name; give the tokenizer itself, or a callable")
     encode = getattr(tokenizer, "encode", None)
     if encode is not None:
         return lambda text: len(encode(text))

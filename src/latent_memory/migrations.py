@@ -26,6 +26,7 @@ MIGRATIONS: tuple[str, ...] = (
     # SQLite's substr() ends at a NUL character, which a stored text may hold.
     """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('store', lower(hex(randomblob(16))));
     CREATE TABLE scopes (
         scope_id INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT NOT NULL UNIQUE,

@@ -15,7 +15,7 @@ from latent_memory.errors import InputError
 from latent_memory.times import parse_time
 
 # A turn longer than this is a file, not something said; in passages it would outweigh years of conversation.
-MOST_CHARACTERS = 1_000_000
+MOST_TURN_CHARACTERS = 1_000_000
 
 ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
@@ -45,9 +45,9 @@ class Turn:
         check_text(self.text, "text")
         if not self.text.strip():
             raise InputError("text: empty; a turn needs something that was said")
-        if len(self.text) > MOST_CHARACTERS:
+        if len(self.text) > MOST_TURN_CHARACTERS:
             raise InputError(
-                f"text: {len(self.text):,} characters; a turn may have {MOST_CHARACTERS:,}. Split it into several"
+                f"text: {len(self.text):,} characters; a turn may have {MOST_TURN_CHARACTERS:,}. Split it into several"
             )
         if self.name is not None:
             check_text(self.name, "name")

@@ -7,9 +7,11 @@ search in every other, and what was forgotten is not.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +20,8 @@ from latent_memory.errors import EmbedderMismatchError
 from latent_memory.feed import Feed, PassageColumns, PassageText, Watermark
 from latent_memory.lexical import LexicalIndex, words
 from latent_memory.ranking import Candidates, Weights, rank
-from latent_memory.records import ROLES
+from latent_memory.records import ROLES, EmbedderIdentity
+from latent_memory.store import mismatch
 from latent_memory.times import in_words
 from latent_memory.vectors import Ids, Scores, Vectors
 
@@ -28,6 +31,8 @@ CANDIDATES = 200
 PENDING = 1_000
 # What one catching-up reads at a time: bounds the memory of a rebuild.
 _SLICE = 20_000
+
+_log = logging.getLogger(__name__)
 
 _NOTHING: Ids = np.zeros(0, np.int64)
 
@@ -60,68 +65,95 @@ class ScopeIndex:
         self._scope_id = scope_id
         self._lock = threading.RLock()
         self._directory = feed.directory / "indexes" / str(scope_id)
+        self._read: Watermark | None = None
+        self._read_words: Watermark | None = None
         self._passages = LexicalIndex(self._directory / "passages", ("passage", "exchange"))
         self._conversations = LexicalIndex(self._directory / "conversations", ("conversation",))
         self.discard_memory()
 
-    def _reset(self, generation: int) -> None:
+    def _reset(self, generation: str | None) -> None:
         """Begin anew: the first time, or after the store's vectors were exchanged."""
         self._table = _Table()
-        self._dimension = self._feed.dimension()
-        self._dense = DenseIndex(self._dimension, self._directory / "dense.faiss", self._fetch)
-        self._read = Watermark(generation, 0, 0)
-
-    def _fetch(self, ids: Ids) -> Vectors:
-        return self._feed.vectors(ids, self._dimension)
+        self._embedder = self._feed.embedder()
+        dimension = self._embedder.dimension if self._embedder else 0
+        fetch = partial(self._feed.vectors, dimension=dimension)
+        self._dense = DenseIndex(dimension, self._directory / "dense.faiss", fetch)
+        self._read = None if generation is None else Watermark(generation, 0, 0)
 
     # -- keeping in step ----------------------------------------------------------------------------------
 
     @property
     def loaded(self) -> bool:
         """Whether it has read the store before."""
-        return self._read.generation >= 0
+        return self._read is not None
 
     def discard_memory(self) -> None:
         """Forget what is held in memory; the next search reads it again."""
         with self._lock:
-            self._reset(-1)
-            self._read_words = Watermark(-1, 0, 0)
+            self._reset(None)
+            self._passages.release()
+            self._conversations.release()
+            self._read_words = None
             self._tried = 0
 
     def refresh(self) -> None:
         """Read what the store has that was not read yet."""
-        with self._lock:
-            # Nearly always nothing is new, and one row tells so.
-            if self._feed.watermark(self._scope_id) == self._read == self._read_words:
-                return
         with self._lock, self._feed.snapshot():
             mark = self._feed.watermark(self._scope_id)
-            if mark != self._read:
+            # Nearly always nothing is new.
+            if mark == self._read == self._read_words:
+                return
+            try:
                 self._refresh_vectors(mark)
-            if mark != self._read_words:
                 self._refresh_words(mark)
+            except BaseException:
+                # Half of the news must not be taken for all of it.
+                self.discard_memory()
+                raise
 
     def _refresh_vectors(self, mark: Watermark) -> None:
-        first = mark.generation != self._read.generation
-        if first:
+        if mark == self._read:
+            return
+        removed: set[int] = set()
+        if self._read is None or mark.generation != self._read.generation:
             self._reset(mark.generation)
-        gone = [] if first else self._feed.deletions(self._scope_id, self._read.deleted)
-        self._table.update(self._feed.columns(self._scope_id, self._read.added), {i for i, _ in gone})
-        if first:
-            known = self._dense.load(mark.generation)
+            known = self._dense.load(partial(self._stands, mark))
+            added = 0
             gone = self._feed.deletions(self._scope_id, known) if len(self._dense) else []
-        self._dense.remove(np.array(sorted(i for i, _ in gone), np.int64))
-        last = self._dense.last
-        ids = self._table.ids[self._table.ids > last]
-        if len(ids):
-            self._dense.add(ids, self._feed.vectors_after(self._scope_id, last, self._dimension))
-            self._dense.save(mark.generation, mark.deleted)
+        else:
+            _, added, deleted = self._read
+            gone = self._feed.deletions(self._scope_id, deleted)
+            removed = {passage_id for passage_id, _ in gone}
+        self._dense.remove(np.array(sorted(passage_id for passage_id, _ in gone), np.int64))
+        self._table.remove(removed)
+        while True:
+            columns = self._feed.columns(self._scope_id, added, _SLICE)
+            self._table.append(columns)
+            if len(columns.passage_id) < _SLICE:
+                break
+            added = int(columns.passage_id[-1])
+        self._table.link()
+        while True:
+            ids, vectors = self._feed.vectors_after(self._scope_id, self._dense.last, _SLICE, self._dense.dimension)
+            self._dense.add(ids, vectors)
+            if len(ids) < _SLICE:
+                break
         self._read = mark
+        self._save_dense(mark)
+
+    def _save_dense(self, mark: Watermark, *, always: bool = False) -> None:
+        if self._dense.approximate:
+            self._dense.save(*mark, self._feed.anchor(self._scope_id, mark.added), always=always)
+
+    def _stands(self, mark: Watermark, generation: str, added: int, deleted: int, anchor: str) -> bool:
+        return self._feed.stands(self._scope_id, mark, Watermark(generation, added, deleted), anchor)
 
     def _refresh_words(self, mark: Watermark) -> None:
-        if mark.generation != self._read_words.generation:
+        if mark == self._read_words:
+            return
+        if self._read_words is None or mark.generation != self._read_words.generation:
             for index in (self._passages, self._conversations):
-                index.open(mark.generation)
+                index.open(mark.generation, lambda s: self._stands(mark, s.generation, s.added, s.deleted, s.anchor))
             # The two are committed one after the other; what only one has read, the other reads again.
             states = self._passages.state, self._conversations.state
             added, deleted = min(s.added for s in states), min(s.deleted for s in states)
@@ -132,21 +164,31 @@ class ScopeIndex:
         changed = {key for _, key in gone}
         while True:
             texts = self._feed.passage_texts(self._scope_id, added, _SLICE)
-            self._put_passages(texts)
-            self._put_conversations(changed | {text.conversation_key for text in texts})
+            said = self._put_passages(texts)
+            # What only grew is extended, as long as it waits in memory: a long chat grows a turn at a time.
+            grown = {
+                key
+                for key, document in said.items()
+                if key not in changed and self._conversations.extend(key, (document,))
+            }
+            self._put_conversations((changed | said.keys()) - grown)
             changed = set()
             if len(texts) < _SLICE:
                 break
             added = texts[-1].passage_id
-            self._commit_words(added, mark.deleted)
+            self._commit_words(Watermark(mark.generation, added, mark.deleted))
         self._read_words = mark
 
-    def _put_passages(self, texts: list[PassageText]) -> None:
+    def _put_passages(self, texts: list[PassageText]) -> dict[int, list[str]]:
+        """Index passages; return their words by conversation."""
         documents: dict[int, tuple[list[str], list[str]]] = {}
+        said: dict[int, list[str]] = {}
         for text in texts:
             own = _words(text.speaker, text.text) + words(in_words(text.timestamp))
             documents[text.passage_id] = (own, _words(text.predecessor_speaker, text.predecessor) + own)
+            said.setdefault(text.conversation_key, []).extend(own)
         self._passages.put(documents)
+        return said
 
     def _put_conversations(self, keys: set[int]) -> None:
         gone = set(keys)
@@ -158,65 +200,85 @@ class ScopeIndex:
             gone.discard(told.conversation_key)
         self._conversations.remove(gone)
 
-    def _commit_words(self, added: int, deleted: int) -> bool:
-        done = [index.commit(added, deleted) for index in (self._passages, self._conversations)]
+    def _commit_words(self, mark: Watermark) -> bool:
+        anchor = self._feed.anchor(self._scope_id, mark.added)
+        done = [index.commit(mark.added, mark.deleted, anchor) for index in (self._passages, self._conversations)]
         return all(done)
 
-    def commit(self, at_least: int = PENDING, *, deletions: bool = False) -> None:
+    def commit(self, at_least: int = PENDING) -> None:
         """Write the word indexes to disk, if it is worth it and no other process is at it.
 
         Args:
             at_least: how many documents must wait for it.
-            deletions: write also when deleted documents are still in the index on disk.
         """
-        with self._lock:
-            with self._feed.snapshot():
-                mark = self._feed.watermark(self._scope_id)
-                if mark != self._read_words:
-                    self._refresh_words(mark)
-            indexes = (self._passages, self._conversations)
-            stale = deletions and any(index.hidden for index in indexes)
+        with self._lock, self._feed.snapshot():
+            self._refresh_words(self._feed.watermark(self._scope_id))
             # After a refusal more must have come: trying costs time as well.
-            if not stale and self._passages.pending < max(at_least, self._tried, 1):
-                return
-            self._tried = 0
-            if not self._commit_words(mark.added, mark.deleted):
-                # Another process is committing, or has committed more than this one had read: read what it made.
-                self._read_words = Watermark(-1, 0, 0)
-                with self._feed.snapshot():
-                    self._refresh_words(self._feed.watermark(self._scope_id))
-                self._tried = self._passages.pending + PENDING
+            if self._passages.pending >= max(at_least, self._tried, 1):
+                self._commit()
+
+    def commit_deletions(self) -> None:
+        """Take what was deleted out of the indexes on disk, if they have it and no other process is at them."""
+        with self._lock, self._feed.snapshot():
+            mark = self._feed.watermark(self._scope_id)
+            self._refresh_words(mark)
+            if any(index.hidden for index in (self._passages, self._conversations)):
+                self._commit()
+            if (self._directory / "dense.faiss").exists():
+                self._refresh_vectors(mark)
+                self._save_dense(mark, always=True)
+
+    def _commit(self) -> None:
+        assert self._read_words is not None
+        self._tried = 0
+        if not self._commit_words(self._read_words):
+            # Another process is committing, or has committed more than this one had read: read what it made.
+            self._read_words = None
+            self._refresh_words(self._feed.watermark(self._scope_id))
+            self._tried = self._passages.pending + PENDING
 
     def discard(self) -> None:
         """Remove everything on disk, too; it is made again when it is needed."""
         with self._lock:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            # Windows deletes no file that is open.
             self.discard_memory()
+            shutil.rmtree(self._directory, ignore_errors=True)
+            if self._directory.exists():
+                _log.warning("the indexes in %s are in use by another process; delete them later", self._directory)
 
     # -- searching ----------------------------------------------------------------------------------------
 
     def search(
-        self, vector: Vectors, text: str, count: int, filters: Filters | None = None, weights: Weights | None = None
+        self,
+        vector: Vectors,
+        made_by: EmbedderIdentity,
+        text: str,
+        count: int,
+        filters: Filters | None = None,
+        weights: Weights | None = None,
     ) -> list[Found]:
         """Return the best `count` turns, best first; each turn by its best passage.
 
         Args:
             vector: the query's (d,) unit vector.
+            made_by: the embedder that made it.
             text: the query's words.
 
         Raises:
-            EmbedderMismatchError: if the vector is not of the store's dimension.
+            EmbedderMismatchError: if the passages' vectors were made by another embedder.
         """
         with self._lock:
-            self.refresh()
             if self._passages.pending >= PENDING:
                 self.commit()
-            if self._dimension != len(vector):
-                raise EmbedderMismatchError(
-                    f"the query has {len(vector)} numbers and the memory's passages {self._dimension}: it was given "
-                    "another embedder in this moment. Open it again"
-                )
-            return self._search(vector, text, count, filters, weights) if len(self._table) else []
+            # One snapshot for all, so that nothing that is scored is forgotten meanwhile.
+            with self._feed.snapshot():
+                self.refresh()
+                if not len(self._table) or self._embedder is None:
+                    return []
+                if self._embedder != made_by:
+                    told = mismatch(self._feed.directory, self._embedder, made_by.name, made_by.dimension)
+                    raise EmbedderMismatchError(told)
+                return self._search(vector, text, count, filters, weights)
 
     def _search(
         self, vector: Vectors, text: str, count: int, filters: Filters | None, weights: Weights | None
@@ -297,16 +359,25 @@ class _Table:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def update(self, new: PassageColumns, deleted: set[int]) -> None:
-        """Append passages with higher ids than all there are, and take others out."""
-        kept = np.ones(len(self), bool)
-        if deleted and len(self):
-            kept = ~np.isin(self.ids, np.fromiter(deleted, np.int64, len(deleted)))
-        elif not len(new.passage_id):
-            return
-        columns = (self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.epoch)
-        joined = [np.concatenate([old[kept], more]) for old, more in zip(columns, new, strict=True)]
-        self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.epoch = joined
+    def remove(self, ids: set[int]) -> None:
+        """Take passages out; `link` has to be called afterwards."""
+        if ids and len(self):
+            kept = ~np.isin(self.ids, np.fromiter(ids, np.int64, len(ids)))
+            self._set([column[kept] for column in self._columns()])
+
+    def append(self, new: PassageColumns) -> None:
+        """Append passages with higher ids than all there are; `link` has to be called afterwards."""
+        if len(new.passage_id):
+            self._set([np.concatenate([old, more]) for old, more in zip(self._columns(), new, strict=True)])
+
+    def _columns(self) -> tuple[np.ndarray[Any, Any], ...]:
+        return self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.epoch
+
+    def _set(self, columns: list[np.ndarray[Any, Any]]) -> None:
+        self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.epoch = columns
+
+    def link(self) -> None:
+        """Find each row's neighbours anew."""
         order = np.lexsort((self.piece, self.position, self.conversation))
         told = self.conversation[order]
         together = told[1:] == told[:-1]

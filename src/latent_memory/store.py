@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from latent_memory.database import Database
-from latent_memory.errors import EmbedderMismatchError
+from latent_memory.errors import EmbedderMismatchError, StoreError
 from latent_memory.records import ROLES, Conversation, ConversationInfo, EmbedderIdentity, Passage, Turn
 from latent_memory.times import epoch
 from latent_memory.vectors import STORED, Vectors, from_bytes, to_bytes
@@ -58,17 +58,19 @@ class Change:
 
     Attributes:
         record: the row to write, with every field filled in; its turns are not looked at.
-        expected_version: the stored version that the change was computed from; None for a new conversation.
+        expected: key and version of the stored conversation that the change was computed from; None for a new one.
         turns: (position, turn, digest) to insert or replace.
         passages: new passages; those of the same positions are removed first.
+        drop: positions whose passages are removed.
         reissue: positions whose passages get new ids with their vectors kept, so that the indexes read them again.
             Maps a position to its new epoch, or None to keep it.
     """
 
     record: Conversation
-    expected_version: int | None
+    expected: tuple[int, int] | None
     turns: Sequence[tuple[int, Turn, bytes]] = ()
     passages: Sequence[NewPassage] = ()
+    drop: Sequence[int] = ()
     reissue: dict[int, float | None] = field(default_factory=dict)
 
 
@@ -108,16 +110,17 @@ class Store:
         )
         return {row[0]: _passage(row) for row in rows}
 
-    def turn_passages(self, scope_id: int, conversation_id: str, positions: Sequence[int]) -> list[Passage]:
-        """Return whole turns of one conversation as passages, in order, for those positions that exist."""
-        rows = self.database.rows_among(
+    def turn_passages(self, scope_id: int, conversation_id: str, first: int, last: int) -> list[Passage]:
+        """Return whole turns of one conversation as passages, from one position to another, in order."""
+        rows = self.database.rows(
             "SELECT 0, scopes.name, conversation_id, position, role, turns.name, text, "
             "coalesce(turns.timestamp, conversations.timestamp), title, 0 "
             "FROM turns JOIN conversations USING (conversation_key) JOIN scopes USING (scope_id) "
-            "WHERE scope_id = ? AND conversation_id = ? AND position IN ({ids}) ORDER BY position",
-            sorted(positions),
+            "WHERE scope_id = ? AND conversation_id = ? AND position BETWEEN ? AND ? ORDER BY position",
             scope_id,
             conversation_id,
+            first,
+            last,
         )
         return [_passage(row) for row in rows]
 
@@ -249,53 +252,72 @@ class Store:
                 connection.execute("DELETE FROM turns WHERE conversation_key = ?", (key,))
                 connection.execute("DELETE FROM conversations WHERE conversation_key = ?", (key,))
             _advance(connection, scope_id)
+            if not connection.execute("SELECT 1 FROM conversations WHERE scope_id = ?", (scope_id,)).fetchone():
+                # An empty scope's name is somebody's, too.
+                connection.execute("DELETE FROM deletions WHERE scope_id = ?", (scope_id,))
+                connection.execute("DELETE FROM scopes WHERE scope_id = ?", (scope_id,))
+        self.database.empty_log()
         return len(rows)
 
     # -- exchanging all vectors ---------------------------------------------------------------------------
 
-    def begin_reembedding(self, identity: EmbedderIdentity) -> None:
-        """Prepare for new vectors beside the old; what an earlier try for the same embedder made is kept."""
+    def begin_reembedding(self, identity: EmbedderIdentity) -> tuple[int, int]:
+        """Prepare for new vectors beside the old; what an earlier try for the same embedder made is kept.
+
+        Returns:
+            How many passages have a new vector, and how many there are.
+        """
         wanted = json.dumps(identity)
         with self.database.writing() as connection:
             row = connection.execute("SELECT value FROM meta WHERE key = 'reembedding'").fetchone()
-            if row and row[0] == wanted:
-                return
-            connection.execute("DROP TABLE IF EXISTS new_vectors")
-            connection.execute(
-                "CREATE TABLE new_vectors (passage_id INTEGER PRIMARY KEY REFERENCES passages ON DELETE CASCADE, "
-                "vector BLOB NOT NULL)"
+            if not row or row[0] != wanted:
+                connection.execute("DROP TABLE IF EXISTS new_vectors")
+                connection.execute(
+                    "CREATE TABLE new_vectors (passage_id INTEGER PRIMARY KEY REFERENCES passages ON DELETE CASCADE, "
+                    "vector BLOB NOT NULL)"
+                )
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('reembedding', ?)", (wanted,))
+            made, of = (
+                connection.execute(f"SELECT count(passage_id) FROM {table}").fetchone()[0]
+                for table in ("new_vectors", "passages")
             )
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('reembedding', ?)", (wanted,))
+        return made, of
 
-    def not_reembedded(self, limit: int) -> list[tuple[int, str | None, str]]:
-        """Return (passage_id, speaker's name, text) of passages that have no new vector yet."""
+    def not_reembedded(self, after: int, limit: int) -> list[tuple[int, str | None, str]]:
+        """Return (passage_id, speaker's name, text) of passages beyond `after` that have no new vector yet."""
         return self.database.rows(
-            "SELECT passage_id, name, text FROM said WHERE passage_id NOT IN (SELECT passage_id FROM new_vectors) "
+            "SELECT passage_id, name, text FROM said WHERE passage_id > ? "
+            "AND NOT EXISTS (SELECT 1 FROM new_vectors n WHERE n.passage_id = said.passage_id) "
             "ORDER BY passage_id LIMIT ?",
+            after,
             limit,
         )
 
-    def keep_reembedded(self, passage_ids: Sequence[int], vectors: Vectors) -> tuple[int, int]:
-        """Keep new vectors of those passages that still exist; return how many there are, of how many."""
+    def keep_reembedded(self, identity: EmbedderIdentity, passage_ids: Sequence[int], vectors: Vectors) -> None:
+        """Keep new vectors (n, d) of those passages that still exist.
+
+        Raises:
+            StoreError: if another process has begun to re-embed with another embedder, or has finished.
+        """
         with self.database.writing() as connection:
+            _still_reembedding(connection, identity)
             connection.executemany(
                 "INSERT OR REPLACE INTO new_vectors SELECT passage_id, ? FROM passages WHERE passage_id = ?",
                 ((to_bytes(vector), i) for i, vector in zip(passage_ids, vectors, strict=True)),
             )
-            made, of = (
-                connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                for table in ("new_vectors", "passages")
-            )
-        return made, of
 
     def finish_reembedding(self, identity: EmbedderIdentity) -> int | None:
         """Put the new vectors in the place of the old, in one transaction.
 
         Returns:
             How many there are; None, with nothing changed, if some passage has no new vector yet.
+
+        Raises:
+            StoreError: if another process has begun to re-embed with another embedder, or has finished.
         """
         with self.database.writing() as connection:
-            if self.not_reembedded(1):
+            _still_reembedding(connection, identity)
+            if self.not_reembedded(0, 1):
                 return None
             connection.execute("DROP TABLE vectors")
             connection.execute("ALTER TABLE new_vectors RENAME TO vectors")
@@ -306,7 +328,13 @@ class Store:
                 "INSERT INTO meta VALUES ('generation', '1') "
                 "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
             )
-            return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
+            return int(connection.execute("SELECT count(passage_id) FROM vectors").fetchone()[0])
+
+
+def _still_reembedding(connection: sqlite3.Connection, identity: EmbedderIdentity) -> None:
+    row = connection.execute("SELECT value FROM meta WHERE key = 'reembedding'").fetchone()
+    if not row or row[0] != json.dumps(identity):
+        raise StoreError("another process re-embeds this memory, or has just done so; look at it, and try again")
 
 
 def mismatch(directory: Path, stored: EmbedderIdentity, given: str, dimension: int | None = None) -> str:
@@ -332,7 +360,8 @@ def _write_one(connection: sqlite3.Connection, scope_id: int, change: Change) ->
         "SELECT conversation_key, version FROM conversations WHERE scope_id = ? AND conversation_id = ?",
         (scope_id, record.conversation_id),
     ).fetchone()
-    if (found[1] if found else None) != change.expected_version:
+    # The key as well: a conversation that was forgotten and added again counts its versions anew.
+    if found != change.expected:
         return False
     assert record.timestamp is not None
     values = (
@@ -368,7 +397,9 @@ def _write_one(connection: sqlite3.Connection, scope_id: int, change: Change) ->
     )
     reissued = _taken(connection, key, change.reissue) if found else []
     if found:
-        _delete_passages(connection, scope_id, key, {p.position for p in change.passages} | set(change.reissue))
+        _delete_passages(
+            connection, scope_id, key, {p.position for p in change.passages} | {*change.reissue, *change.drop}
+        )
     for p in sorted([*change.passages, *reissued], key=lambda p: (p.position, p.piece)):
         cursor = connection.execute(
             "INSERT INTO passages (scope_id, conversation_key, position, piece, start, text, words, role, epoch) "

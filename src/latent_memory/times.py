@@ -7,13 +7,16 @@ zone counts as UTC. Knows nothing about natural language ("last March").
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from latent_memory.errors import InputError
 
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 # Epoch numbers beyond this are taken for milliseconds: as seconds they would lie after the year 5138.
 _MILLISECONDS_FROM = 1e11
-_NUMBER = re.compile(r"-?\d{9,}(\.\d+)?")
+# Seconds of 1973 to 2286, or milliseconds; twelve and fourteen digits are more often 202503281100(00).
+_DIGITS = re.compile(r"\d{9,}")
+_NUMBER = re.compile(r"-?(\d{9,10}(\.\d+)?|\d{13})")
 
 
 def parse_time(value: object, where: str = "timestamp") -> datetime | None:
@@ -40,10 +43,11 @@ def parse_time(value: object, where: str = "timestamp") -> datetime | None:
     if isinstance(number, (int, float)) and not isinstance(number, bool):
         try:
             seconds = number / 1000 if abs(number) >= _MILLISECONDS_FROM else number
-            return datetime.fromtimestamp(seconds, UTC)
-        except (ValueError, OverflowError, OSError):
+            # Not fromtimestamp: on Windows that knows no time before 1970.
+            return _BEGINNING + timedelta(seconds=seconds)
+        except (ValueError, OverflowError):
             pass
-    elif isinstance(value, str):
+    elif isinstance(value, str) and not _DIGITS.fullmatch(value.strip()):
         try:
             return datetime.fromisoformat(value.strip())
         except ValueError:

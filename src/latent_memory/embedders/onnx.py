@@ -80,10 +80,6 @@ class OnnxEmbedder:
                 job.cancel()
         return vectors
 
-    def count_tokens(self, text: str) -> int:
-        """Count the model's own tokens in a text of any length."""
-        return len(self._get("counter", lambda: _tokenizer(None)).encode(text, add_special_tokens=False).ids)
-
     def warm(self) -> None:
         """Start loading what a single query needs, in the background."""
 
@@ -96,12 +92,14 @@ class OnnxEmbedder:
 
     @property
     def _tokenizer(self) -> Tokenizer:
-        tokenizer: Tokenizer = self._get("tokenizer", lambda: _tokenizer(_MOST_TOKENS))
+        tokenizer: Tokenizer = self._get("tokenizer", _load_tokenizer)
         return tokenizer
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
-        pool: ThreadPoolExecutor = self._get("pool", lambda: ThreadPoolExecutor(cores(), "latent-memory-embed"))
+        # One for each process: threads do not survive a fork.
+        name = f"pool of {os.getpid()}"
+        pool: ThreadPoolExecutor = self._get(name, lambda: ThreadPoolExecutor(cores(), "latent-memory-embed"))
         return pool
 
     @property
@@ -172,12 +170,11 @@ def cores() -> int:
     return max(1, os.cpu_count() or 1)
 
 
-def _tokenizer(most: int | None) -> Tokenizer:
+def _load_tokenizer() -> Tokenizer:
     from tokenizers import BertWordPieceTokenizer
 
     tokenizer = BertWordPieceTokenizer(str(_VOCABULARY), lowercase=True)
-    if most:
-        tokenizer.enable_truncation(most)
+    tokenizer.enable_truncation(_MOST_TOKENS)
     plain: Tokenizer = tokenizer._tokenizer  # what the helper builds
     return plain
 
