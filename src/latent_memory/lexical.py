@@ -343,6 +343,7 @@ class _Overlay:
         self.lengths = [0] * fields
         self._lengths: dict[int, list[int]] = {}
         self._postings: list[dict[str, set[int]]] = [{} for _ in range(fields)]
+        self._arrays = _Arrays(self.documents, self._lengths)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -360,6 +361,7 @@ class _Overlay:
             self.documents[key][i].update(text)
             for word in set(text):
                 self._postings[i].setdefault(word, set()).add(key)
+        self._arrays.stale = True
 
     def remove(self, key: int) -> None:
         for i, counts in enumerate(self.documents.pop(key, ())):
@@ -367,6 +369,7 @@ class _Overlay:
             for word in counts:
                 self._postings[i][word].discard(key)
         self._lengths.pop(key, None)
+        self._arrays.stale = True
 
     def frequency(self, field: int, term: str) -> int:
         return len(self._postings[field].get(term, ()))
@@ -374,17 +377,41 @@ class _Overlay:
     def search(
         self, field: int, frequency: Mapping[str, int], total: int, mean_length: float, allowed: Ids | None
     ) -> Found:
-        scores: dict[int, float] = {}
-        only: Collection[int] | None = None if allowed is None else set(allowed.tolist())
+        arrays = self._arrays.fresh()
+        norm = K1 * (1 - B + B * arrays.lengths[:, field] / mean_length)
+        scores = np.zeros(len(arrays.keys))
         for term, documents in frequency.items():
+            places, times = arrays.posting(field, term, self._postings[field].get(term, ()))
             rarity = math.log(1 + (total - documents + 0.5) / (documents + 0.5))
-            for key in self._postings[field].get(term, ()):
-                if only is not None and key not in only:
-                    continue
-                times, length = self.documents[key][field][term], self._lengths[key][field]
-                norm = K1 * (1 - B + B * length / mean_length)
-                scores[key] = scores.get(key, 0.0) + rarity * times * (K1 + 1) / (times + norm)
-        return Found(
-            np.fromiter(scores.keys(), np.int64, len(scores)),
-            np.fromiter(scores.values(), np.float32, len(scores)),
-        )
+            scores[places] += rarity * times * (K1 + 1) / (times + norm[places])
+        found = scores > 0
+        if allowed is not None:
+            found &= np.isin(arrays.keys, allowed)
+        return Found(arrays.keys[found], scores[found].astype(np.float32))
+
+
+class _Arrays:
+    """An overlay's documents and postings as arrays, made when they are first asked for after a change."""
+
+    def __init__(self, documents: dict[int, tuple[Counter[str], ...]], lengths: dict[int, list[int]]) -> None:
+        self._documents = documents
+        self._lengths = lengths
+        self.stale = True
+
+    def fresh(self) -> _Arrays:
+        if self.stale:
+            self.keys: Ids = np.fromiter(self._documents, np.int64, len(self._documents))
+            self.lengths = np.array([self._lengths[key] for key in self._documents], np.float64)
+            self._place = {key: place for place, key in enumerate(self._documents)}
+            self._postings: dict[tuple[int, str], tuple[Ids, Ids]] = {}
+            self.stale = False
+        return self
+
+    def posting(self, field: int, term: str, keys: Collection[int]) -> tuple[Ids, Ids]:
+        """Return the places of the documents that have the term, and how often each has it."""
+        found = self._postings.get((field, term))
+        if found is None:
+            places = np.fromiter((self._place[key] for key in keys), np.int64, len(keys))
+            times = np.fromiter((self._documents[key][field][term] for key in keys), np.int64, len(keys))
+            found = self._postings[field, term] = (places, times)
+        return found
