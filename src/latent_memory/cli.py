@@ -6,17 +6,14 @@ Exit codes: 0 found or done, 1 nothing found, 2 bad use, bad input, or a store t
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
 import sys
 import tempfile
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,10 +21,23 @@ import click
 
 from latent_memory import __version__
 from latent_memory.errors import InputError, LatentMemoryError
+from latent_memory.output import (
+    context_json,
+    conversation_json,
+    harmless,
+    hit_json,
+    iso,
+    many,
+    minute,
+    progress,
+    say,
+    say_hits,
+    say_json,
+)
 
 if TYPE_CHECKING:
     from latent_memory.memory import LatentMemory
-    from latent_memory.records import AddReport, Context, Conversation, Hit, Passage
+    from latent_memory.records import AddReport, Conversation
 
 PROGRAM = "latent-memory"
 STORE_VARIABLE = "LATENT_MEMORY_STORE"
@@ -149,17 +159,17 @@ def add(
 
         turns = sum(len(c.turns) for c in read((lambda error: bad.append(str(error))) if skip_bad else None))
         for told in bad:
-            print(_harmless(f"left out: {told}", sys.stderr), file=sys.stderr)
+            print(harmless(f"left out: {told}", sys.stderr), file=sys.stderr)
         # Each bad line was told of; the second time it is passed over.
         again = (lambda _: None) if skip_bad else None
-        with _open(store, embedder, create=True, summariser=summariser) as memory, _progress("adding", turns) as at:
+        with _open(store, embedder, create=True, summariser=summariser) as memory, progress("adding", turns) as at:
             report = memory.add(read(again), scope, progress=lambda report: at(_handled(report)))
     if as_json:
-        _print_json({**asdict(report), "left_out": len(bad)})
+        say_json({**asdict(report), "left_out": len(bad)})
     else:
-        _say(
-            f"{_many(report.added, 'conversation')} added, {report.changed} changed, {report.unchanged} unchanged "
-            f"({_many(report.turns_added, 'turn')} added, {report.turns_changed} changed)"
+        say(
+            f"{many(report.added, 'conversation')} added, {report.changed} changed, {report.unchanged} unchanged "
+            f"({many(report.turns_added, 'turn')} added, {report.turns_changed} changed)"
         )
 
 
@@ -179,9 +189,9 @@ def recall(
     with _open(store, embedder, warm=True) as memory:
         hits = memory.recall(_query(query), limit, scope=scope, **_filters(**given))
     if as_json:
-        _print_json([_hit(hit) for hit in hits])
+        say_json([hit_json(hit) for hit in hits])
     else:
-        _print_hits(hits)
+        say_hits(hits)
         if not hits:
             print(f"nothing found in scope {scope!r}", file=sys.stderr)
     _leave(found=bool(hits))
@@ -204,11 +214,11 @@ def context(
     with _open(store, embedder, warm=True) as memory:
         block = memory.context(_query(query), budget, scope=scope, **_filters(**given))
     if as_json:
-        _print_json(_context(block))
+        say_json(context_json(block))
     elif block:
-        _say(block.text)
+        say(block.text)
     elif block.left_out:
-        print(f"nothing fits into {_many(budget, 'token')}; give a larger --budget", file=sys.stderr)
+        print(f"nothing fits into {many(budget, 'token')}; give a larger --budget", file=sys.stderr)
     else:
         print(f"nothing found in scope {scope!r}", file=sys.stderr)
     _leave(found=bool(block))
@@ -226,15 +236,15 @@ def show(conversation: str, turn: int | None, store: Path | None, scope: str, as
         print(f"no conversation {conversation!r} in scope {scope!r}", file=sys.stderr)
         return _leave(found=False)
     if turn is not None and turn >= len(found.turns):
-        print(f"conversation {conversation!r} has {_many(len(found.turns), 'turn')}, from 0", file=sys.stderr)
+        print(f"conversation {conversation!r} has {many(len(found.turns), 'turn')}, from 0", file=sys.stderr)
         return _leave(found=False)
     shown = range(len(found.turns)) if turn is None else range(max(0, turn - 1), min(turn + 2, len(found.turns)))
     if as_json:
-        return _print_json(_conversation(found, shown))
-    _say(f"{found.title}\n{found.conversation_id} · {found.type} · {_time(found.timestamp)}\n{found.summary}\n")
+        return say_json(conversation_json(found, shown))
+    say(f"{found.title}\n{found.conversation_id} · {found.type} · {minute(found.timestamp)}\n{found.summary}\n")
     for i in shown:
         said = found.turns[i]
-        _say(f"{i:>3}  {said.name or said.role}: {said.text}")
+        say(f"{i:>3}  {said.name or said.role}: {said.text}")
     return None
 
 
@@ -250,10 +260,10 @@ def list_(store: Path | None, scope: str, limit: int, offset: int, as_json: bool
     with _open(store) as memory:
         page = memory.conversations(scope=scope, limit=limit, offset=offset)
     if as_json:
-        _print_json([{**asdict(item), "timestamp": item.timestamp.isoformat()} for item in page])
+        say_json([{**asdict(item), "timestamp": item.timestamp.isoformat()} for item in page])
     else:
         for item in page:
-            _say(f"{_time(item.timestamp):<16}  {item.conversation_id:<24} {item.turns:>4}  {item.title}")
+            say(f"{minute(item.timestamp):<16}  {item.conversation_id:<24} {item.turns:>4}  {item.title}")
     _leave(found=bool(page))
 
 
@@ -264,10 +274,10 @@ def scopes(store: Path | None, as_json: bool) -> None:
     with _open(store) as memory:
         found = memory.scopes()
     if as_json:
-        _print_json(found)
+        say_json(found)
     else:
         for name, count in found.items():
-            _say(f"{count:>8}  {name}")
+            say(f"{count:>8}  {name}")
     _leave(found=bool(found))
 
 
@@ -279,12 +289,12 @@ def stats(store: Path | None, scope: str | None, as_json: bool) -> None:
     """Tell how much the memory holds."""
     with _open(store) as memory:
         found = memory.stats(scope=scope)
-    told = asdict(found) | {"first": _iso(found.first), "last": _iso(found.last)}
+    told = asdict(found) | {"first": iso(found.first), "last": iso(found.last)}
     if as_json:
-        return _print_json(told)
+        return say_json(told)
     for name, value in told.items():
         shown = f"{value:,}" if isinstance(value, int) else value or ""
-        _say(f"{name:<14} {shown}".rstrip())
+        say(f"{name:<14} {shown}".rstrip())
     return None
 
 
@@ -299,9 +309,9 @@ def forget(conversations: Sequence[str], everything: bool, store: Path | None, s
     with _open(store) as memory:
         gone = memory.forget(conversations or None, scope=scope, everything=everything)
     if as_json:
-        _print_json({"forgotten": gone})
+        say_json({"forgotten": gone})
     else:
-        _say(f"{_many(gone, 'conversation')} forgotten")
+        say(f"{many(gone, 'conversation')} forgotten")
     _leave(found=bool(gone))
 
 
@@ -313,12 +323,12 @@ def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
 
     May be interrupted and run again; switches over at the end.
     """
-    with _open(store) as memory, _progress("embedding", memory.stats().passages) as at:
+    with _open(store) as memory, progress("embedding", memory.stats().passages) as at:
         count = memory.reembed(embedder, progress=lambda done, _: at(done))
     if as_json:
-        _print_json({"passages": count, "embedder": embedder})
+        say_json({"passages": count, "embedder": embedder})
     else:
-        _say(f"{_many(count, 'passage')} embedded with {embedder}")
+        say(f"{many(count, 'passage')} embedded with {embedder}")
 
 
 @app.command()
@@ -332,24 +342,25 @@ def demo(keep: Path | None) -> None:
     turns = sum(len(conversation.turns) for conversation in conversations)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         place = keep or Path(temporary) / "memory"
-        _say(f"Adding {len(conversations)} example conversations ({turns} turns) to {place}\n")
+        say(f"Adding {len(conversations)} example conversations ({turns} turns) to {place}\n")
         with _open(place, create=True) as memory:
-            with _progress("adding", turns) as at:
+            with progress("adding", turns) as at:
                 memory.add(conversations, progress=lambda report: at(_handled(report)))
             for question in _QUESTIONS:
-                _say(f"? {question}")
-                _print_hits(memory.recall(question, k=3))
-                _say("")
+                say(f"? {question}")
+                say_hits(memory.recall(question, k=3))
+                say("")
             question = _QUESTIONS[0]
-            _say(f"What a prompt would get for {question!r}, in at most 300 tokens:\n")
-            _say(memory.context(question, budget=300).text)
-    _say(
+            say(f"What a prompt would get for {question!r}, in at most 300 tokens:\n")
+            say(memory.context(question, budget=300).text)
+    program = PROGRAM if shutil.which(PROGRAM) else sys.argv[0]
+    say(
         f"""
 Try next:
-  {PROGRAM} add {examples}
-  {PROGRAM} recall "what went wrong in the server outage?"
-  {PROGRAM} context "plan my next race" --budget 512
-  {PROGRAM} show 0328711"""
+  {program} add {examples}
+  {program} recall "what went wrong in the server outage?"
+  {program} context "plan my next race" --budget 512
+  {program} show 0328711"""
     )
 
 
@@ -358,7 +369,7 @@ _QUESTIONS = (
     "How wet should my bread dough be with the weaker flour up here in the north?",
     "What was granny's warning about the temperature of the milk?",
     "Why does a transformer scale down the scores before normalising them?",
-    "What does my home in the Netherlands cost me every month?",
+    "What made the lab's API client lock me out every hour?",
 )
 
 
@@ -436,107 +447,11 @@ def _examples() -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-# -- printing ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error while something long runs; nothing if that is not a terminal."""
-    if not sys.stderr.isatty() or not total:
-        yield lambda _: None
-        return
-    with click.progressbar(length=total, label=what, file=sys.stderr, show_pos=True) as bar:
-        yield lambda done: bar.update(done - bar.pos)
+# -- ending ----------------------------------------------------------------------------------------------
 
 
 def _handled(report: AddReport) -> int:
     return report.turns_added + report.turns_changed + report.turns_unchanged
-
-
-def _say(text: str) -> None:
-    """Print for people; what goes to a terminal cannot steer it."""
-    print(_harmless(text, sys.stdout))
-
-
-def _harmless(text: str, stream: Any) -> str:
-    if not stream.isatty():
-        return text
-    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
-
-
-def _print_hits(hits: Iterable[Hit]) -> None:
-    for rank, hit in enumerate(hits, start=1):
-        passage = hit.passage
-        where = "summary" if passage.turn is None else f"turn {passage.turn}"
-        told = " ".join(passage.text.split())
-        signals = "  ".join(f"{name} {value:.2f}" for name, value in hit.signals.items() if value >= 0.005)
-        _say(
-            f"{rank:>2}  {hit.score:.2f}  {passage.name or passage.role}: {_cut(told, 300)}\n"
-            f"          {_cut(passage.title, 60)} · {passage.conversation_id} · {where} · {_time(passage.timestamp)}\n"
-            f"          {signals}"
-        )
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _hit(hit: Hit) -> dict[str, Any]:
-    return {"score": hit.score, "signals": dict(hit.signals), **_passage(hit.passage)}
-
-
-def _passage(passage: Passage) -> dict[str, Any]:
-    told = {field.name: getattr(passage, field.name) for field in fields(passage)}
-    return told | {"timestamp": passage.timestamp.isoformat()}
-
-
-def _context(block: Context) -> dict[str, Any]:
-    return {
-        "text": block.text,
-        "tokens": block.tokens,
-        "budget": block.budget,
-        "passages": [_passage(passage) for passage in block.passages],
-    }
-
-
-def _conversation(found: Conversation, shown: Iterable[int]) -> dict[str, Any]:
-    return {
-        "conversation_id": found.conversation_id,
-        "title": found.title,
-        "timestamp": found.timestamp and found.timestamp.isoformat(),
-        "type": found.type,
-        "summary": found.summary,
-        "metadata": dict(found.metadata),
-        "generated": sorted(found.generated),
-        "messages": [
-            {
-                "turn": i,
-                "role": found.turns[i].role,
-                "content": found.turns[i].text,
-                "timestamp": _iso(found.turns[i].timestamp),
-                "name": found.turns[i].name,
-            }
-            for i in shown
-        ],
-    }
-
-
-def _iso(time: datetime | None) -> str | None:
-    return time.isoformat() if time else None
-
-
-def _time(time: datetime | None) -> str:
-    return f"{time:%Y-%m-%d %H:%M}" if time else ""
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _print_json(value: object) -> None:
-    # Where the output cannot hold every character, escapes keep the content exact.
-    exact = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, ensure_ascii=not exact, indent=2))
 
 
 def _leave(*, found: bool) -> None:
@@ -545,5 +460,5 @@ def _leave(*, found: bool) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(_harmless(f"{PROGRAM}: {message}", sys.stderr), file=sys.stderr)
+    print(harmless(f"{PROGRAM}: {message}", sys.stderr), file=sys.stderr)
     sys.exit(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,10 @@ from latent_memory.database import exists
 from latent_memory.embedders import Embedder
 from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
 from latent_memory.feed import Feed
-from latent_memory.messages import content_text, turn_of
-from latent_memory.passages import count_words, spoken
+from latent_memory.passages import spoken
+from latent_memory.query import Query, check_scope, checked_texts, filters_of, query_text, turns_of
 from latent_memory.ranking import Weights
 from latent_memory.records import (
-    MOST_TURN_CHARACTERS,
-    ROLES,
     AddReport,
     Context,
     Conversation,
@@ -29,13 +27,11 @@ from latent_memory.records import (
     Hit,
     Passage,
     Stats,
-    Turn,
     check_text,
 )
-from latent_memory.scope_index import Filters, ScopeIndex
+from latent_memory.scope_index import ScopeIndex
 from latent_memory.store import Store, mismatch
 from latent_memory.summarisers import summariser_by_name
-from latent_memory.times import epoch, parse_time
 from latent_memory.vectors import checked
 
 if TYPE_CHECKING:
@@ -43,14 +39,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SCOPE = "default"
 
-Messages = Sequence[Turn | Mapping[str, Any]]
-Query = str | Messages
 Tokenizer = Callable[[str], int] | Any
-
-# Longer queries are cut to their end: a model reads 256 tokens, and words beyond a few hundred only cost time.
-_QUERY_CHARACTERS = 4_000
-# A last message of fewer words ("and the second one?") is asked together with what was said before it.
-_TELLING_WORDS = 5
 
 
 class LatentMemory:
@@ -186,7 +175,7 @@ class LatentMemory:
         # Here and not above: a process that only recalls need not wait for it.
         from latent_memory import ingest
 
-        _check_scope(scope)
+        check_scope(scope)
         if isinstance(conversations, Conversation):
             conversations = [conversations]
         pending = 0
@@ -235,11 +224,11 @@ class LatentMemory:
             InputError: for an empty query, a `k` below 1, or a filter that is none.
             EmbedderMismatchError: if the memory's vectors are another embedder's.
         """
-        _check_scope(scope)
-        text = _query_text(query)
+        check_scope(scope)
+        text = query_text(query)
         if not isinstance(k, int) or k < 1:
             raise InputError(f"k: {k!r} is not a number of turns; give 1 or more")
-        filters = _filters(since, until, roles, conversation_ids)
+        filters = filters_of(since, until, roles, conversation_ids)
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
             return []
@@ -293,7 +282,7 @@ class LatentMemory:
             roles=roles,
             conversation_ids=conversation_ids,
         )
-        live = [] if isinstance(query, str) else [turn.text for turn in _turns(query)]
+        live = [] if isinstance(query, str) else [turn.text for turn in turns_of(query)]
         scope_id = self._store.scope_id(scope)
 
         def before(passage: Passage) -> list[Passage]:
@@ -318,10 +307,10 @@ class LatentMemory:
         Returns:
             How many conversations were there and are gone.
         """
-        _check_scope(scope)
+        check_scope(scope)
         if (conversation_id is None) != everything:
             raise InputError("forget: give either a conversation_id, or everything=True for the whole scope")
-        ids = None if conversation_id is None else _texts(conversation_id, "conversation_id")
+        ids = None if conversation_id is None else checked_texts(conversation_id, "conversation_id")
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
             return 0
@@ -338,7 +327,7 @@ class LatentMemory:
 
     def get(self, conversation_id: str, *, scope: str = DEFAULT_SCOPE) -> Conversation | None:
         """Return a whole conversation, word for word, or None."""
-        _check_scope(scope)
+        check_scope(scope)
         check_text(conversation_id, "conversation_id")
         scope_id = self._store.scope_id(scope)
         return None if scope_id is None else self._store.get(scope_id, conversation_id)
@@ -349,7 +338,7 @@ class LatentMemory:
         """Return what was said around a turn: up to `before` turns before and `after` after it, in order."""
         if before < 0 or after < 0:
             raise InputError("neighbours: before and after are numbers of turns; give 0 or more")
-        _check_scope(scope)
+        check_scope(scope)
         check_text(conversation_id, "conversation_id")
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
@@ -361,7 +350,7 @@ class LatentMemory:
         """Return a page of a scope's conversations, newest first."""
         if limit < 0 or offset < 0:
             raise InputError("conversations: limit and offset are numbers; give 0 or more")
-        _check_scope(scope)
+        check_scope(scope)
         scope_id = self._store.scope_id(scope)
         return [] if scope_id is None else self._store.conversations(scope_id, limit, offset)
 
@@ -372,7 +361,7 @@ class LatentMemory:
     def stats(self, *, scope: str | None = None) -> Stats:
         """Return how much the memory holds: one scope, or all of it."""
         if scope is not None:
-            _check_scope(scope)
+            check_scope(scope)
         conversations, turns, passages, first, last = self._store.counts(scope)
         known = self._store.embedder()
         return Stats(
@@ -444,60 +433,6 @@ _WORTH_A_COMMIT = 200
 _REEMBED = 512
 
 
-def _turns(messages: Messages) -> list[Turn]:
-    """Read live messages; one that says nothing (a tool call in flight, say) is nothing to recall by."""
-    turns: list[Turn] = []
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if isinstance(message, Turn):
-            turns.append(message)
-        elif not isinstance(message, Mapping):
-            turns.append(turn_of(message, where))
-        elif text := content_text(message).strip():
-            # A pasted file is cut to its end; only what was said last is asked.
-            turns.append(turn_of({**message, "content": text[-MOST_TURN_CHARACTERS:]}, where))
-    return turns
-
-
-def _query_text(query: Query) -> str:
-    """Return what is asked: the text, or the last thing the user said, with what it leans on."""
-    if isinstance(query, str):
-        check_text(query, "query")
-        text = query
-    else:
-        turns = _turns(query)
-        asked = [i for i, turn in enumerate(turns) if turn.role == "user"] or list(range(len(turns)))
-        text = turns[asked[-1]].text if asked else ""
-        if asked and count_words(text) < _TELLING_WORDS:
-            text = "\n".join(turn.text for turn in turns[max(0, asked[-1] - 2) : asked[-1] + 1])
-    if not text.strip():
-        raise InputError("query: empty; ask for something")
-    return text[-_QUERY_CHARACTERS:]
-
-
-def _filters(since: Any, until: Any, roles: Any, conversation_ids: Any) -> Filters:
-    begin, end = parse_time(since, "since"), parse_time(until, "until")
-    wanted = None if roles is None else frozenset([roles] if isinstance(roles, str) else roles)
-    for role in wanted or ():
-        if role not in ROLES:
-            raise InputError(f"roles: {role!r} is unknown; use {', '.join(ROLES)}")
-    ids = None if conversation_ids is None else _texts(conversation_ids, "conversation_ids")
-    return Filters(
-        since=None if begin is None else epoch(begin),
-        until=None if end is None else epoch(end),
-        roles=wanted,
-        conversation_ids=None if ids is None else frozenset(ids),
-    )
-
-
-def _texts(given: str | Iterable[str], where: str) -> list[str]:
-    """Return one text or several as a list, checked."""
-    texts = [given] if isinstance(given, str) else list(given)
-    for text in texts:
-        check_text(text, where)
-    return texts
-
-
 def _counter(tokenizer: Tokenizer | None) -> contexts.CountTokens:
     if tokenizer is None:
         return contexts.estimate_tokens
@@ -509,9 +444,3 @@ def _counter(tokenizer: Tokenizer | None) -> contexts.CountTokens:
     if callable(tokenizer):
         return tokenizer
     raise InputError("tokenizer: a callable that counts tokens, or an object with encode(text), was expected")
-
-
-def _check_scope(scope: object) -> None:
-    check_text(scope, "scope")
-    if not str(scope).strip():
-        raise InputError(f"scope: {scope!r} is no name; give a text such as a user's id")

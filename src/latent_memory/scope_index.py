@@ -19,6 +19,7 @@ from latent_memory.dense import DenseIndex
 from latent_memory.errors import EmbedderMismatchError
 from latent_memory.feed import Feed, PassageColumns, PassageText, Watermark
 from latent_memory.lexical import LexicalIndex, words
+from latent_memory.query import Filters
 from latent_memory.ranking import Candidates, Weights, rank
 from latent_memory.records import ROLES, EmbedderIdentity
 from latent_memory.store import mismatch
@@ -35,18 +36,6 @@ _SLICE = 20_000
 _log = logging.getLogger(__name__)
 
 _NOTHING: Ids = np.zeros(0, np.int64)
-
-
-class Filters(NamedTuple):
-    """What a hit must be: times are epochs (since <= time < until); None admits everything."""
-
-    since: float | None = None
-    until: float | None = None
-    roles: frozenset[str] | None = None
-    conversation_ids: frozenset[str] | None = None
-
-    def __bool__(self) -> bool:
-        return any(value is not None for value in self)
 
 
 class Found(NamedTuple):

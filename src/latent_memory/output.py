@@ -1,0 +1,121 @@
+"""What the command line prints: for people, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+import click
+
+from latent_memory.records import Context, Conversation, Hit, Passage
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error while something long runs; nothing if that is not a terminal."""
+    if not sys.stderr.isatty() or not total:
+        yield lambda _: None
+        return
+    with click.progressbar(length=total, label=what, file=sys.stderr, show_pos=True) as bar:
+        yield lambda done: bar.update(done - bar.pos)
+
+
+def say(text: str) -> None:
+    """Print for people; what goes to a terminal cannot steer it."""
+    print(harmless(text, sys.stdout))
+
+
+def harmless(text: str, stream: Any) -> str:
+    """Return the text without what could steer a terminal, if the stream is one."""
+    if not stream.isatty():
+        return text
+    return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
+def say_hits(hits: Iterable[Hit]) -> None:
+    """Print hits for people, best first, each with its place and its signals."""
+    for rank, hit in enumerate(hits, start=1):
+        passage = hit.passage
+        where = "summary" if passage.turn is None else f"turn {passage.turn}"
+        told = " ".join(passage.text.split())
+        signals = "  ".join(f"{name} {value:.2f}" for name, value in hit.signals.items() if value >= 0.005)
+        say(
+            f"{rank:>2}  {hit.score:.2f}  {passage.name or passage.role}: {_cut(told, 300)}\n"
+            f"          {_cut(passage.title, 60)} · {passage.conversation_id} · {where} · {minute(passage.timestamp)}\n"
+            f"          {signals}"
+        )
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def hit_json(hit: Hit) -> dict[str, Any]:
+    """Return a hit as docs/cli.md describes it."""
+    return {"score": hit.score, "signals": dict(hit.signals), **_passage_json(hit.passage)}
+
+
+def _passage_json(passage: Passage) -> dict[str, Any]:
+    told = {field.name: getattr(passage, field.name) for field in fields(passage)}
+    return told | {"timestamp": passage.timestamp.isoformat()}
+
+
+def context_json(block: Context) -> dict[str, Any]:
+    """Return a context as docs/cli.md describes it."""
+    return {
+        "text": block.text,
+        "tokens": block.tokens,
+        "budget": block.budget,
+        "passages": [_passage_json(passage) for passage in block.passages],
+    }
+
+
+def conversation_json(found: Conversation, shown: Iterable[int]) -> dict[str, Any]:
+    """Return a conversation, with those of its turns that are shown, as docs/cli.md describes it."""
+    return {
+        "conversation_id": found.conversation_id,
+        "title": found.title,
+        "timestamp": found.timestamp and found.timestamp.isoformat(),
+        "type": found.type,
+        "summary": found.summary,
+        "metadata": dict(found.metadata),
+        "generated": sorted(found.generated),
+        "messages": [
+            {
+                "turn": i,
+                "role": found.turns[i].role,
+                "content": found.turns[i].text,
+                "timestamp": iso(found.turns[i].timestamp),
+                "name": found.turns[i].name,
+            }
+            for i in shown
+        ],
+    }
+
+
+def iso(time: datetime | None) -> str | None:
+    """Return a time as ISO 8601."""
+    return time.isoformat() if time else None
+
+
+def minute(time: datetime | None) -> str:
+    """Return a time to the minute."""
+    return f"{time:%Y-%m-%d %H:%M}" if time else ""
+
+
+def many(count: int, noun: str) -> str:
+    """Return a count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON."""
+    # Where the output cannot hold every character, escapes keep the content exact.
+    exact = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not exact, indent=2))
