@@ -368,7 +368,7 @@ def test_a_full_disk_keeps_what_was_there(memory: LatentMemory) -> None:
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages + 5}")
     big = [Conversation(f"c{i}", [Turn("user", f"number {i} " + "word " * 150)]) for i in range(200)]
-    with pytest.raises(StoreFullError, match=r"the disk is full\. Nothing of this call was kept"):
+    with pytest.raises(StoreFullError, match=r"the disk is full\. The batch at hand was not kept"):
         memory.add(big)
     assert memory.stats().conversations == 1
     connection.execute("PRAGMA max_page_count = 1073741823")

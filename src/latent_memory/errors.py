@@ -9,7 +9,7 @@ LatentMemoryError
 └── StoreError
     ├── StoreVersionError              written by a newer version of this package
     ├── StoreBusyError                 another process held the write lock for too long
-    ├── StoreFullError                 the disk is full; nothing of the last call was kept
+    ├── StoreFullError                 the disk is full; the batch at hand was not kept
     └── StoreDamagedError              the database file is not readable as one
 
 Each message says what was wrong, where, and what to do about it.
@@ -55,7 +55,7 @@ class StoreBusyError(StoreError):
 
 
 class StoreFullError(StoreError):
-    """The disk is full; the call that met it left nothing behind."""
+    """The disk is full; of the batch at hand nothing was kept, and everything before it is safe."""
 
 
 class StoreDamagedError(StoreError):
