@@ -296,3 +296,24 @@ def test_a_long_chat_that_grows_a_turn_at_a_time_is_found_to_the_end(store: Path
         again = [(hit.passage.turn, hit.score) for hit in memory.recall("remark3 voyage", k=60)]
     assert [turn for turn, _ in whole] == [turn for turn, _ in again]
     np.testing.assert_allclose([score for _, score in whole], [score for _, score in again], rtol=1e-6)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_conversation_read_in_several_slices_is_counted_once(
+    store: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    turns = [Turn("user", f"remark{i} about the voyage") for i in range(40)]
+    with LatentMemory.open(store, embedder="hashing") as memory:
+        memory.add([Conversation("chat", turns), Conversation("short", turns[:2]), *many("other", 20)])
+        expected = [(hit.passage, hit.signals) for hit in memory.recall("remark3 voyage", k=100)]
+    with monkeypatch.context() as patched:
+        patched.setattr("latent_memory.scope_index._SLICE", 7)
+        if busy:
+            patched.setattr("latent_memory.lexical.LexicalIndex.commit", lambda *_: False)
+        with LatentMemory.open(store) as memory:
+            found = [(hit.passage, hit.signals) for hit in memory.recall("remark3 voyage", k=100)]
+    assert len(found) == len(expected)
+    by_passage = dict(found)
+    for passage, signals in expected:
+        # Tantivy keeps a document's length in a byte.
+        assert by_passage[passage] == pytest.approx(signals, abs=0.02)

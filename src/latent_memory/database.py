@@ -145,8 +145,8 @@ class Database:
                 ) from error
             if code == sqlite3.SQLITE_FULL:
                 raise StoreFullError(
-                    f"{self.path}: the disk is full. The batch at hand was not kept; everything before it is safe. Free "
-                    "some space and call again: what is stored already costs nothing"
+                    f"{self.path}: the disk is full. The batch at hand was not kept; everything before it is safe. "
+                    "Free some space and call again: what is stored already costs nothing"
                 ) from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise StoreDamagedError(

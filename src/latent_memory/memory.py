@@ -319,6 +319,7 @@ class LatentMemory:
             index = self._index(scope_id)
             if self._store.scope_id(scope) != scope_id:
                 index.discard()
+                self._indexes.pop(scope_id, None)
             else:
                 index.commit_deletions()
         return gone

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -92,13 +94,18 @@ class ScopeIndex:
             # Nearly always nothing is new.
             if mark == self._read == self._read_words:
                 return
-            try:
+            with self._all_or_nothing():
                 self._refresh_vectors(mark)
                 self._refresh_words(mark)
-            except BaseException:
-                # Half of the news must not be taken for all of it.
-                self.discard_memory()
-                raise
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            # Half of the news must not be taken for all of it.
+            self.discard_memory()
+            raise
 
     def _refresh_vectors(self, mark: Watermark) -> None:
         if mark == self._read:
@@ -151,16 +158,20 @@ class ScopeIndex:
         gone = self._feed.deletions(self._scope_id, deleted)
         self._passages.remove(passage_id for passage_id, _ in gone)
         changed = {key for _, key in gone}
+        whole: set[int] = set()
         while True:
             texts = self._feed.passage_texts(self._scope_id, added, _SLICE)
             said = self._put_passages(texts)
-            # What only grew is extended, as long as it waits in memory: a long chat grows a turn at a time.
+            # What only grew is extended, as long as it waits in memory: a long chat grows a turn at a time. What was
+            # put whole has its later turns already.
             grown = {
                 key
                 for key, document in said.items()
-                if key not in changed and self._conversations.extend(key, (document,))
+                if key not in changed | whole and self._conversations.extend(key, (document,))
             }
-            self._put_conversations((changed | said.keys()) - grown)
+            put = (changed | said.keys()) - grown - whole
+            self._put_conversations(put)
+            whole |= put
             changed = set()
             if len(texts) < _SLICE:
                 break
@@ -200,7 +211,7 @@ class ScopeIndex:
         Args:
             at_least: how many documents must wait for it.
         """
-        with self._lock, self._feed.snapshot():
+        with self._lock, self._feed.snapshot(), self._all_or_nothing():
             self._refresh_words(self._feed.watermark(self._scope_id))
             # After a refusal more must have come: trying costs time as well.
             if self._passages.pending >= max(at_least, self._tried, 1):
@@ -208,7 +219,7 @@ class ScopeIndex:
 
     def commit_deletions(self) -> None:
         """Take what was deleted out of the indexes on disk, if they have it and no other process is at them."""
-        with self._lock, self._feed.snapshot():
+        with self._lock, self._feed.snapshot(), self._all_or_nothing():
             mark = self._feed.watermark(self._scope_id)
             self._refresh_words(mark)
             if any(index.hidden for index in (self._passages, self._conversations)):
