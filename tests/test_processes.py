@@ -55,12 +55,12 @@ def test_what_was_reported_survives_kill_9(store: Path) -> None:
         # A line that was cut off by the kill was not reported.
         reported += [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
     reported = [line.strip() for line in reported]
-    assert len(reported) > 1_000
+    assert len(reported) > 200
     with LatentMemory.open(store) as memory:
         for identifier in reported:
             word = identifier.replace("-", "x")
             assert said(memory.get(identifier)) == [f"{word} begins", f"{word} ends"]
-        for identifier in chance.sample(reported, 200):
+        for identifier in chance.sample(reported, min(len(reported), 200)):
             hits = memory.recall(f"{identifier.replace('-', 'x')} begins", k=1)
             assert hits[0].passage.conversation_id == identifier
         # A conversation is there whole or not at all, also those whose report was lost.

@@ -65,10 +65,13 @@ class OnnxEmbedder:
             return np.zeros((0, self.dimension), np.float32)
         encodings = self._tokenizer.encode_batch(list(texts))
         session = self._session
-        if len(texts) <= _BATCH:
+        if len(texts) == 1:
             return _run(session, encodings)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
-        batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+        # As many batches for each core as for the others, also where there are few texts.
+        rounds = -(-len(texts) // (_BATCH * cores()))
+        size = -(-len(texts) // (rounds * cores()))
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
         vectors = np.empty((len(texts), self.dimension), np.float32)
         # The longest first: then no core is left with a long batch at the end.
         jobs = [(batch, self._pool.submit(_run, session, [encodings[i] for i in batch])) for batch in reversed(batches)]
