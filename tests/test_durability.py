@@ -98,6 +98,11 @@ def test_a_restored_backup_does_not_read_indexes_of_its_lost_future(store: Path,
             hit = memory.recall(query, k=1)[0]
             assert (hit.passage.conversation_id, hit.signals["words"]) == (query, 1.0)
         assert all("lost" not in hit.passage.text for hit in memory.recall("lost7", k=50))
+    with LatentMemory.open(store) as memory:
+        memory.recall("early7")
+        (index,) = memory._indexes.values()
+        # The index of the lost future does not stand in the way of a new one.
+        assert index._passages.pending < 1_000
 
 
 def test_a_conversation_that_is_forgotten_and_added_again_while_it_is_embedded(store: Path) -> None:

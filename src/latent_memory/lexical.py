@@ -95,6 +95,7 @@ class LexicalIndex:
         self._index: tantivy.Index | None = None
         self._searcher: tantivy.Searcher | None = None
         self.state = State(words=(0,) * len(fields))
+        self._stands: Callable[[State], bool] = lambda _: True
         self._overlay = _Overlay(len(fields))
         self._hidden: set[int] = set()  # committed, but deleted or replaced since
 
@@ -116,6 +117,7 @@ class LexicalIndex:
         self._hidden = set()
         self._index = self._searcher = None
         self.state = State(generation, words=(0,) * len(self._fields))
+        self._stands = stands
         if self._directory is not None:
             index, searcher, state = self._read(self._directory)
             if state is not None and stands(state):
@@ -151,12 +153,11 @@ class LexicalIndex:
     def _commit(self, directory: Path, added: int, deleted: int, anchor: str) -> bool:
         # Read anew, under the lock: another process may have committed, and its segments must not be lost.
         index, _, there = self._read(directory)
-        if index is not None and there is not None and there.generation == self.state.generation:
-            if there != self.state:
-                return False
+        if index is not None and there == self.state:
             state = self._write(index, added, deleted, anchor)
-        elif self.state.documents:
-            # What was committed is gone; the overlay alone must not take its place.
+        elif self.state.documents or (there is not None and self._stands(there)):
+            # What was committed here is gone, and the overlay alone must not take its place; or another process has
+            # committed in between.
             return False
         else:
             # Made elsewhere and moved into place whole: nobody ever opens half an index. The old one is moved away
