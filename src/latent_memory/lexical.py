@@ -344,6 +344,8 @@ class _Overlay:
         self.lengths = [0] * fields
         self._lengths: dict[int, list[int]] = {}
         self._postings: list[dict[str, set[int]]] = [{} for _ in range(fields)]
+        # Documents that no search has asked for: in a bulk they go to the index on disk, and never need postings.
+        self._unposted: set[int] = set()
         self._arrays = _Arrays(self.documents, self._lengths)
 
     def __len__(self) -> int:
@@ -353,6 +355,7 @@ class _Overlay:
         self.remove(key)
         self.documents[key] = tuple(Counter() for _ in fields)
         self._lengths[key] = [0] * len(fields)
+        self._unposted.add(key)
         self.extend(key, fields)
 
     def extend(self, key: int, fields: tuple[Words, ...]) -> None:
@@ -360,19 +363,29 @@ class _Overlay:
             self.lengths[i] += len(text)
             self._lengths[key][i] += len(text)
             self.documents[key][i].update(text)
-            for word in set(text):
-                self._postings[i].setdefault(word, set()).add(key)
+            if key not in self._unposted:
+                self._post(i, key, set(text))
         self._arrays.stale = True
+
+    def _post(self, field: int, key: int, words: Iterable[str]) -> None:
+        postings = self._postings[field]
+        for word in words:
+            postings.setdefault(word, set()).add(key)
 
     def remove(self, key: int) -> None:
         for i, counts in enumerate(self.documents.pop(key, ())):
             self.lengths[i] -= self._lengths[key][i]
-            for word in counts:
+            for word in counts if key not in self._unposted else ():
                 self._postings[i][word].discard(key)
+        self._unposted.discard(key)
         self._lengths.pop(key, None)
         self._arrays.stale = True
 
     def frequency(self, field: int, term: str) -> int:
+        for key in self._unposted:
+            for i, counts in enumerate(self.documents[key]):
+                self._post(i, key, counts)
+        self._unposted.clear()
         return len(self._postings[field].get(term, ()))
 
     def search(

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from latent_memory.dense import DenseIndex
+from latent_memory.dense import EXACT_LIMIT, DenseIndex
 from latent_memory.errors import EmbedderMismatchError
 from latent_memory.feed import Feed, PassageColumns, PassageText, Watermark
 from latent_memory.lexical import LexicalIndex, words
@@ -49,10 +49,14 @@ class Found(NamedTuple):
 
 
 class ScopeIndex:
-    """Searches one scope. Safe to use from several threads; they take turns."""
+    """Searches one scope. Safe to use from several threads; they take turns.
 
-    def __init__(self, feed: Feed, scope_id: int) -> None:
+    Up to `exact_limit` passages are searched exactly.
+    """
+
+    def __init__(self, feed: Feed, scope_id: int, exact_limit: int = EXACT_LIMIT) -> None:
         self._feed = feed
+        self._exact_limit = exact_limit
         self._scope_id = scope_id
         self._lock = threading.RLock()
         self._directory = feed.directory / "indexes" / str(scope_id)
@@ -68,7 +72,7 @@ class ScopeIndex:
         self._embedder = self._feed.embedder()
         dimension = self._embedder.dimension if self._embedder else 0
         fetch = partial(self._feed.vectors, dimension=dimension)
-        self._dense = DenseIndex(dimension, self._directory / "dense.faiss", fetch)
+        self._dense = DenseIndex(dimension, self._directory / "dense.faiss", fetch, self._exact_limit)
         self._read = None if generation is None else Watermark(generation, 0, 0)
 
     # -- keeping in step ----------------------------------------------------------------------------------
@@ -161,7 +165,9 @@ class ScopeIndex:
         whole: set[int] = set()
         while True:
             texts = self._feed.passage_texts(self._scope_id, added, _SLICE)
-            said = self._put_passages(texts)
+            # A text is its own passage, its successor's predecessor and a part of its conversation: it is cut once.
+            cut = cache(_words)
+            said = self._put_passages(texts, cut)
             # What only grew is extended, as long as it waits in memory: a long chat grows a turn at a time. What was
             # put whole has its later turns already.
             grown = {
@@ -170,7 +176,7 @@ class ScopeIndex:
                 if key not in changed | whole and self._conversations.extend(key, (document,))
             }
             put = (changed | said.keys()) - grown - whole
-            self._put_conversations(put)
+            self._put_conversations(put, cut)
             whole |= put
             changed = set()
             if len(texts) < _SLICE:
@@ -179,23 +185,23 @@ class ScopeIndex:
             self._commit_words(Watermark(mark.generation, added, mark.deleted))
         self._read_words = mark
 
-    def _put_passages(self, texts: list[PassageText]) -> dict[int, list[str]]:
+    def _put_passages(self, texts: list[PassageText], cut: _Cut) -> dict[int, list[str]]:
         """Index passages; return their words by conversation."""
         documents: dict[int, tuple[list[str], list[str]]] = {}
         said: dict[int, list[str]] = {}
         for text in texts:
-            own = _words(text.speaker, text.text) + words(in_words(text.timestamp))
-            documents[text.passage_id] = (own, _words(text.predecessor_speaker, text.predecessor) + own)
+            own = cut(text.speaker, text.text) + cut("", in_words(text.timestamp))
+            documents[text.passage_id] = (own, cut(text.predecessor_speaker, text.predecessor) + own)
             said.setdefault(text.conversation_key, []).extend(own)
         self._passages.put(documents)
         return said
 
-    def _put_conversations(self, keys: set[int]) -> None:
+    def _put_conversations(self, keys: set[int], cut: _Cut) -> None:
         gone = set(keys)
         for told in self._feed.conversation_texts(sorted(keys)):
             document = words(told.heading)
             for speaker, text, timestamp in told.passages:
-                document += _words(speaker, text) + words(in_words(timestamp))
+                document += cut(speaker, text) + cut("", in_words(timestamp))
             self._conversations.put({told.conversation_key: (document,)})
             gone.discard(told.conversation_key)
         self._conversations.remove(gone)
@@ -391,6 +397,9 @@ class _Table:
         rows = np.searchsorted(self.ids, ids)
         rows[rows == len(self)] = 0
         return np.asarray(rows[self.ids[rows] == ids])
+
+
+_Cut = Callable[[str, str], list[str]]
 
 
 def _words(speaker: str, text: str) -> list[str]:
