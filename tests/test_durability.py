@@ -189,8 +189,7 @@ def test_an_interrupted_first_read_is_begun_again(store: Path, monkeypatch: pyte
 def test_a_large_scope_that_becomes_small_is_searched_exactly_again(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latent_memory.dense.EXACT_LIMIT", 1_000)
-    monkeypatch.setattr("latent_memory.dense.DenseIndex.__init__.__defaults__", (1_000,))
+    monkeypatch.setattr("latent_memory.memory.EXACT_LIMIT", 1_000)
     with LatentMemory.open(store, embedder="hashing") as memory:
         memory.add(many("word", 1_500))
         assert first(memory, "word7") == "word7"

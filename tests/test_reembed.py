@@ -58,7 +58,7 @@ def test_reembedding_switches_over(store: Path) -> None:
 
 
 def test_an_interrupted_reembedding_goes_on_where_it_stopped(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_memory.memory._REEMBED", 10)
+    monkeypatch.setattr("latent_memory.ingest.REEMBED_PASSAGES", 10)
     embedded = 0
 
     class Breaking(Other):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from latent_memory.errors import InputError
 from latent_memory.passages import count_words, pieces
 from latent_memory.records import Context, Hit, Passage
 from latent_memory.times import epoch, in_words
@@ -31,6 +33,7 @@ _MARKS = re.compile(
 )
 
 CountTokens = Callable[[str], int]
+Tokenizer = CountTokens | Any
 Before = Callable[[Passage], Sequence[Passage]]
 
 
@@ -169,3 +172,17 @@ def _bare(text: str) -> str:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
+
+
+def counter(tokenizer: Tokenizer | None) -> CountTokens:
+    """Return what counts a text's tokens: a tokenizer's `encode`, a callable as it is, or the estimate."""
+    if tokenizer is None:
+        return estimate_tokens
+    if isinstance(tokenizer, str):
+        raise InputError(f"tokenizer: {tokenizer!r} is a name; give the tokenizer itself, or a callable")
+    encode = getattr(tokenizer, "encode", None)
+    if encode is not None:
+        return lambda text: len(encode(text))
+    if callable(tokenizer):
+        return tokenizer
+    raise InputError("tokenizer: a callable that counts tokens, or an object with encode(text), was expected")

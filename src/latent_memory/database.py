@@ -48,8 +48,9 @@ class Database:
     over.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
         self.directory = directory
+        self._durable = durable
         self.path = directory / FILE_NAME
         self._closed = False
         self._begin_process()
@@ -102,7 +103,7 @@ class Database:
             if ours != APPLICATION_ID and (ours or tables):
                 raise StoreDamagedError(f"{self.path} is another program's database, not a Latent Memory store")
             _switch_to_wal(connection)
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
             # On macOS a plain fsync leaves data in the drive's cache.
             connection.execute("PRAGMA fullfsync = ON")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -123,6 +124,11 @@ class Database:
                 held.connection.close()
             self._open.clear()
             self._local = threading.local()
+
+    def changes(self) -> int:
+        """Return a number that differs when this thread has written anything in between."""
+        with self.translated():
+            return self._connection.total_changes
 
     def empty_log(self) -> None:
         """Bring the write-ahead log into the database file and empty it, unless another process is reading it.

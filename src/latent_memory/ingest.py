@@ -28,6 +28,8 @@ from latent_memory.vectors import Vectors, checked
 # little is lost when the process is killed, and bounded however many conversations come.
 BATCH_CHARACTERS = 60_000
 BATCH_CONVERSATIONS = 500
+# Of those that are embedded again, so many passages at a time.
+REEMBED_PASSAGES = 512
 
 Summariser = Callable[[Conversation], str]
 Progress = Callable[[AddReport], None]
@@ -340,3 +342,24 @@ def _summary(plan: _Plan, title: str, summariser: Summariser | None) -> str:
     for (position, _, _), vector in zip(plan.pieces, new, strict=True):
         by_turn.setdefault(position, []).append(vector)
     return generated.summary(plan.turns, {position: np.stack(rows) for position, rows in by_turn.items()})
+
+
+def reembed(store: Store, embedder: Embedder, progress: Callable[[int, int], None] | None = None) -> int:
+    """Make all vectors of a store again with another embedder, and switch over when all are made.
+
+    Returns:
+        How many passages have new vectors.
+    """
+    made_by = identity(embedder)
+    done, total = store.begin_reembedding(made_by)
+    last = 0
+    while batch := store.not_reembedded(last, REEMBED_PASSAGES):
+        texts = [text if speaker is None else spoken(speaker, text) for _, speaker, text in batch]
+        vectors = checked(embedder.embed(texts), rows=len(texts), dimension=made_by.dimension, made_by=made_by.name)
+        store.keep_reembedded(made_by, [i for i, _, _ in batch], vectors)
+        done, last = done + len(batch), batch[-1][0]
+        if progress is not None:
+            progress(done, total)
+    count = store.finish_reembedding(made_by)
+    # None: others added something in the last moment.
+    return reembed(store, embedder, progress) if count is None else count

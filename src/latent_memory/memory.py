@@ -1,25 +1,30 @@
-"""LatentMemory: the facade. `add`, `recall`, `context`, `forget`, and what one wants to know of a memory."""
+"""LatentMemory: the facade. `add`, `recall`, `context`, `forget`, `save`, and what one wants to know of a memory.
+
+More than 500 lines, half of them docstrings: whoever uses the library reads this one class.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from latent_memory import context as contexts
 from latent_memory import embedders
 from latent_memory.database import exists
+from latent_memory.dense import EXACT_LIMIT
 from latent_memory.embedders import Embedder
 from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
 from latent_memory.feed import Feed
-from latent_memory.passages import spoken
+from latent_memory.files import size_of
+from latent_memory.formats import STORE, SUMMARY_SUFFIXES, layout_of
 from latent_memory.query import Query, check_scope, checked_texts, filters_of, query_text, turns_of
 from latent_memory.ranking import Weights
 from latent_memory.records import (
+    UNKNOWN,
     AddReport,
     Context,
     Conversation,
@@ -36,10 +41,9 @@ from latent_memory.vectors import checked
 
 if TYPE_CHECKING:
     from latent_memory import ingest
+    from latent_memory.portable import Home
 
 DEFAULT_SCOPE = "default"
-
-Tokenizer = Callable[[str], int] | Any
 
 
 class LatentMemory:
@@ -61,6 +65,7 @@ class LatentMemory:
         self._summariser = summariser
         self._indexes: dict[int, ScopeIndex] = {}
         self._written: set[int] = set()
+        self._home: Home | None = None
 
     @classmethod
     def open(
@@ -70,49 +75,81 @@ class LatentMemory:
         embedder: str | Embedder | None = None,
         summariser: str | ingest.Summariser | None = None,
         create: bool = True,
+        format: str | None = None,
+        autosave: bool = True,
+        on_bad: Callable[[InputError], None] | None = None,
     ) -> Self:
-        """Open a memory.
+        """Open a memory: a store in a directory, or a file of one of the four layouts (docs/formats.md).
+
+        A file is written back after each change and on closing, as a whole or not at all; one process at a time may
+        have it open.
 
         Args:
-            path: its directory.
+            path: the directory or the file.
             embedder: a name (see `embedders.load`) or an object with `name`, `dimension` and `embed`. By default the
                 one that the memory was made with; for a new memory all-MiniLM-L6-v2.
             summariser: makes the summaries that conversations lack: any callable that takes a Conversation, or
                 "openai:MODEL". By default sentences are extracted.
-            create: make the directory if it is not there; otherwise that is an error.
+            create: make the memory if it is not there; otherwise that is an error.
+            format: what to make where the path does not say it: "sqlite" (a store, the default), "csv_json",
+                "npy_json", "hdf5" or "pickle".
+            autosave: write a file back after each change; otherwise on `save()` and on closing only.
+            on_bad: called with the error of each row of a file that cannot be used, which is then left out; the file
+                is not written back then. Without it such a row is an error.
 
         Raises:
-            InputError: for a name that is unknown; nothing was made.
-            StoreError: if the path cannot hold a store, or holds one that cannot be read.
+            InputError: for a name that is unknown, or a file that cannot be used; nothing was made.
+            StoreError: if the path cannot hold a memory, or holds one that cannot be read.
+            StoreBusyError: if another process has the file open.
             EmbedderMismatchError: if the memory was made with another embedder.
         """
         path = Path(path).expanduser()
+        try:
+            layout = layout_of(path, format)
+        except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise StoreError(f"cannot look into {str(path)[:80]}: {error.args[-1]}") from None
         if isinstance(embedder, str):
             embedder = embedders.load(embedder)
         if isinstance(summariser, str):
             summariser = summariser_by_name(summariser)
-        if not create and not exists(path):
+        home: Home | None = None
+        there = exists(path) if layout == STORE else path.exists()
+        if not create and not there:
             raise StoreError(f"no memory at {path}; add conversations to it first, or name another with --store")
-        store = Store(path)
+        if layout == STORE:
+            store = Store(path)
+        else:
+            from latent_memory.portable import Home
+
+            home = Home(path, layout, autosave=autosave, on_bad=on_bad)
+            store = home.store
+        memory = cls(store, embedder, summariser)
+        memory._home = home
         try:
             known = store.embedder()
             if embedder is not None and known is not None and known.name != embedder.name:
-                raise EmbedderMismatchError(mismatch(path, known, embedder.name))
+                memory._adopt(embedder)
         except BaseException:
-            store.close()
+            memory.close()
             raise
-        return cls(store, embedder, summariser)
+        return memory
 
     @property
     def embedder(self) -> Embedder:
         """What turns texts into vectors; unless one was given, the memory's own, looked up when it is first needed."""
         if self._embedder is None:
             known = self._store.embedder()
+            if known is not None and known.name == UNKNOWN:
+                default = embedders.load(embedders.DEFAULT)
+                self._adopt(default)
+                return default
             try:
                 self._embedder = embedders.load(known.name if known else embedders.DEFAULT)
             except InputError:
                 raise EmbedderMismatchError(
-                    f"the memory at {self._store.directory} was made with an embedder of your own, "
+                    f"the memory at {self._path} was made with an embedder of your own, "
                     f"{known and known.name!r}; hand it in: LatentMemory.open(path, embedder=...)"
                 ) from None
         return self._embedder
@@ -126,14 +163,20 @@ class LatentMemory:
         getattr(self.embedder, "warm", lambda: None)()
 
     def close(self) -> None:
-        """Write what the indexes still hold in memory, and close the store. What was added is safe either way."""
+        """Write what the indexes still hold in memory, or the file that the memory lives in, and close it.
+
+        What was added to a store is safe either way.
+        """
         try:
-            for scope_id in self._written:
+            for scope_id in self._written if self._home is None else ():
                 self._index(scope_id).commit(at_least=_WORTH_A_COMMIT)
         finally:
             self._written.clear()
             self._indexes.clear()
-            self._store.close()
+            if self._home is None:
+                self._store.close()
+            else:
+                self._home.close()
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +203,8 @@ class LatentMemory:
         Args:
             conversations: one, or any iterable; a long one is taken in batches of bounded size.
             scope: the wall they live behind.
-            progress: called with the report so far, after each batch is on disk.
+            progress: called with the report so far, after each batch is on disk. In a memory that lives in a file,
+                a batch is in the file when `add` returns, and every 10,000 turns.
 
         Returns:
             What was added, changed and unchanged. When this returns, it is on disk.
@@ -190,10 +234,19 @@ class LatentMemory:
                     # So that what waits in memory for an index stays bounded, however many come.
                     self._index(scope_id).commit()
                     pending = total
+                    self._changed()
             if progress is not None:
                 progress(report)
 
-        return ingest.add(self._store, self.embedder, conversations, scope, summariser=self._summariser, progress=done)
+        before = self._store.database.changes()
+        try:
+            return ingest.add(
+                self._store, self.embedder, conversations, scope, summariser=self._summariser, progress=done
+            )
+        finally:
+            # Also what could not be written the last time: who calls again after an error must find it on disk.
+            if self._store.database.changes() != before or (self._home is not None and self._home.behind):
+                self._changed()
 
     def recall(
         self,
@@ -252,7 +305,7 @@ class LatentMemory:
         budget: int = 1024,
         *,
         scope: str = DEFAULT_SCOPE,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: contexts.Tokenizer | None = None,
         since: datetime | str | float | None = None,
         until: datetime | str | float | None = None,
         roles: str | Iterable[str] | None = None,
@@ -289,7 +342,7 @@ class LatentMemory:
             place = (passage.turn or 0) - 1
             return self._store.turn_passages(scope_id or 0, passage.conversation_id, place, place)
 
-        return contexts.build(hits, budget, _counter(tokenizer), live=live, before=before)
+        return contexts.build(hits, budget, contexts.counter(tokenizer), live=live, before=before)
 
     def forget(
         self,
@@ -322,6 +375,7 @@ class LatentMemory:
                 self._indexes.pop(scope_id, None)
             else:
                 index.commit_deletions()
+            self._changed()
         return gone
 
     # -- what one wants to know ---------------------------------------------------------------------------
@@ -374,7 +428,7 @@ class LatentMemory:
             last=last,
             embedder=known.name if known else self.embedder.name,
             dimension=known.dimension if known else self.embedder.dimension,
-            bytes=_size(self._store.directory),
+            bytes=size_of(self._path),
         )
 
     def reembed(self, embedder: str | Embedder, *, progress: Callable[[int, int], None] | None = None) -> int:
@@ -390,58 +444,93 @@ class LatentMemory:
         Returns:
             How many passages have new vectors.
         """
+        from latent_memory import ingest
+
         new = embedders.load(embedder) if isinstance(embedder, str) else embedder
-        identity = embedders.identity(new)
-        done, total = self._store.begin_reembedding(identity)
-        last = 0
-        while batch := self._store.not_reembedded(last, _REEMBED):
-            texts = [text if speaker is None else spoken(speaker, text) for _, speaker, text in batch]
-            vectors = checked(new.embed(texts), rows=len(texts), dimension=identity.dimension, made_by=identity.name)
-            self._store.keep_reembedded(identity, [i for i, _, _ in batch], vectors)
-            done, last = done + len(batch), batch[-1][0]
-            if progress is not None:
-                progress(done, total)
-        count = self._store.finish_reembedding(identity)
-        if count is None:
-            # Others added something in the last moment.
-            return self.reembed(new, progress=progress)
+        count = ingest.reembed(self._store, new, progress)
         self.embedder = new
         self._indexes.clear()
         shutil.rmtree(self._store.directory / "indexes", ignore_errors=True)
+        self._changed()
         return count
+
+    def save(
+        self,
+        path: str | Path | None = None,
+        format: str | None = None,
+        *,
+        scope: str = DEFAULT_SCOPE,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write the memory to a file of one of the four layouts, or to a new store; a copy of all its scopes.
+
+        Without a path: write back the file that it lives in, if it lives in one (a store is always saved).
+
+        Args:
+            path: the file or directory; what is there of the same layout is replaced, as a whole or not at all. One
+                that ends in .json, .yaml, .db or .sqlite gets the conversations' summaries alone (docs/summaries.md).
+            format: "csv_json", "npy_json", "hdf5", "pickle" or "sqlite" (a store), where the suffix does not say it.
+            scope: whose summaries, if these are what is written.
+            progress: called with how many passages are written.
+
+        Raises:
+            InputError: if neither says what to write, or something else is there.
+            StoreBusyError: if another process has the file open.
+            StoreFullError: if the disk is full; what was there is as it was.
+        """
+        if path is None:
+            if self._home is not None:
+                self._home.save()
+            return
+        from latent_memory.portable import export, export_summaries
+
+        path = Path(path).expanduser()
+        if format is None and path.suffix.lower() in SUMMARY_SUFFIXES and not path.is_dir():
+            export_summaries(self._store, path, scope)
+        elif self._home is not None and path.resolve() == self._home.path.resolve():
+            self._home.save()
+        else:
+            export(self._store, path, format, progress)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the file that the memory was read from."""
+        return tuple(self._home.notes) if self._home is not None else ()
+
+    def _changed(self) -> None:
+        if self._home is not None:
+            self._home.changed()
+
+    def _adopt(self, embedder: Embedder) -> None:
+        """Take an embedder for the one that made vectors which do not say what made them, if it was.
+
+        Raises:
+            EmbedderMismatchError: if it was not.
+        """
+        known = self._store.embedder()
+        if known is not None and known.name != UNKNOWN:
+            raise EmbedderMismatchError(mismatch(self._path, known, embedder.name))
+        from latent_memory.portable import adopt
+
+        adopt(self._store, embedder, self._path)
+        self._embedder = embedder
+
+    @property
+    def _path(self) -> Path:
+        return self._home.path if self._home is not None else self._store.directory
 
     def _index(self, scope_id: int) -> ScopeIndex:
         index = self._indexes.get(scope_id)
         if index is None:
-            index = self._indexes.setdefault(scope_id, ScopeIndex(Feed(self._store.database), scope_id))
+            # Of a file, an index would be made at each opening, and costs more than all the searches it makes faster.
+            limit = EXACT_LIMIT if self._home is None else _EXACT_IN_A_FILE
+            index = self._indexes.setdefault(scope_id, ScopeIndex(Feed(self._store.database), scope_id, limit))
         return index
-
-
-def _size(directory: Path) -> int:
-    total = 0
-    for file in directory.rglob("*"):
-        # Another process may put a new index in an old one's place meanwhile.
-        with contextlib.suppress(FileNotFoundError):
-            if file.is_file():
-                total += file.stat().st_size
-    return total
 
 
 # A bulk add brings its indexes up to date every so many turns.
 _BULK = 10_000
+# A search looks at so many vectors in about 0.1 s.
+_EXACT_IN_A_FILE = 1_000_000
 # On closing, fewer documents than this are left to be read from the store next time: that is faster.
 _WORTH_A_COMMIT = 200
-_REEMBED = 512
-
-
-def _counter(tokenizer: Tokenizer | None) -> contexts.CountTokens:
-    if tokenizer is None:
-        return contexts.estimate_tokens
-    if isinstance(tokenizer, str):
-        raise InputError(f"tokenizer: {tokenizer!r} is a name; give the tokenizer itself, or a callable")
-    encode = getattr(tokenizer, "encode", None)
-    if encode is not None:
-        return lambda text: len(encode(text))
-    if callable(tokenizer):
-        return tokenizer
-    raise InputError("tokenizer: a callable that counts tokens, or an object with encode(text), was expected")

@@ -205,6 +205,10 @@ class Stats:
     bytes: int
 
 
+# The name of the embedder of vectors that do not say what made them.
+UNKNOWN = "unknown"
+
+
 class EmbedderIdentity(NamedTuple):
     """What a store remembers of the embedder that made its vectors."""
 

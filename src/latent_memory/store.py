@@ -75,11 +75,14 @@ class Change:
 
 
 class Store:
-    """The truth in a directory. Safe to use from several threads."""
+    """The truth in a directory. Safe to use from several threads.
 
-    def __init__(self, directory: Path) -> None:
+    Without `durable`, what was written need not survive a power cut: for a store whose truth is elsewhere.
+    """
+
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
         self.directory = directory
-        self.database = Database(directory)
+        self.database = Database(directory, durable=durable)
 
     def close(self) -> None:
         """Close it; it cannot be used afterwards."""
@@ -177,6 +180,11 @@ class Store:
         """Return the embedder that made the vectors; None while there are none."""
         row = self.database.row("SELECT value FROM meta WHERE key = 'embedder'")
         return EmbedderIdentity(*json.loads(row[0])) if row else None
+
+    def adopt(self, identity: EmbedderIdentity) -> None:
+        """Say which embedder made the vectors, for a store that did not know."""
+        with self.database.writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('embedder', ?)", (json.dumps(identity),))
 
     def _claim(self, connection: sqlite3.Connection, identity: EmbedderIdentity) -> None:
         """Inside a write: record the embedder on the first write, refuse another one ever after."""
