@@ -2,44 +2,159 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latent_memory import Conversation, LatentMemory, Turn
+from latent_memory import Conversation, LatentMemory, Turn, importers
 from latent_memory.errors import InputError
 from latent_memory.importers import jsonl
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "conversations.jsonl"
 HELLO = {"role": "user", "content": "Hello there"}
 
 
-class Importer(Protocol):
-    def __call__(
-        self, path: Path, *, name: str | None = None, on_bad: jsonl.OnBad | None = None
-    ) -> Iterator[Conversation]: ...
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+Files = dict[str, bytes]
 
 
 class Case(NamedTuple):
-    """An importer, a file that it reads in full, and a file that holds nothing that it can use."""
+    """An importer, and how to write a file that it reads.
 
-    read: Importer
-    good: bytes
-    bad: bytes
+    Attributes:
+        name: the importer's.
+        write: the files that hold a list of entries; a single one is given by itself, several as a directory.
+        entry: an entry that is one conversation or more, told apart by its number, in which a text was said.
+        bad: an entry that cannot be used; None if there is no such thing in this format.
+        cut: a file that was cut off shows it.
+    """
+
+    name: str
+    write: Callable[[list[Any]], Files]
+    entry: Callable[[int, str], Any]
+    bad: Any = None
+    cut: bool = True
 
 
-every_importer = pytest.mark.parametrize(
-    "case", [pytest.param(Case(jsonl.read, EXAMPLES.read_bytes(), b'{"messages": []}'), id="jsonl")]
+def array(entries: list[Any]) -> Files:
+    return {"talk.json": json.dumps(entries).encode()}
+
+
+def json_lines(entries: list[Any]) -> Files:
+    return {"talk.jsonl": b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)}
+
+
+def text(entries: list[str]) -> Files:
+    return {"talk.txt": "".join(entries).encode()}
+
+
+def sessions(name: str) -> Callable[[list[Any]], Files]:
+    return lambda entries: {name.format(i): json_lines(entry)["talk.jsonl"] for i, entry in enumerate(entries)}
+
+
+def day(number: int) -> datetime:
+    return datetime(2024, 1, 1, 9, tzinfo=UTC) + timedelta(days=number)
+
+
+def chatgpt(number: int, said: str) -> Any:
+    message = {"id": "a", "author": {"role": "user"}, "content": {"content_type": "text", "parts": [said]}}
+    return {"id": f"c{number}", "mapping": {"r": {"parent": None}, "a": {"parent": "r", "message": message}}}
+
+
+def claude(number: int, said: str) -> Any:
+    return {"uuid": f"c{number}", "chat_messages": [{"sender": "human", "text": said, "created_at": "2024-05-01"}]}
+
+
+def claude_code(number: int, said: str) -> Any:
+    message = {"role": "user", "content": said}
+    return [{"type": "user", "sessionId": f"c{number}", "uuid": f"u{number}", "message": message}]
+
+
+def codex(number: int, said: str) -> Any:
+    message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": said}]}
+    return [
+        {"type": "session_meta", "payload": {"id": f"c{number}"}},
+        {"timestamp": "2025-05-01T10:00:00Z", "type": "response_item", "payload": message},
+    ]
+
+
+def slack(number: int, said: str) -> Any:
+    return f"{day(number):%Y-%m-%d}", [
+        {"type": "message", "user": "U1", "ts": f"{day(number).timestamp()}", "text": said}
+    ]
+
+
+def slack_export(entries: list[Any]) -> Files:
+    users, channels = [{"id": "U1", "name": "ana"}], [{"id": "C1", "name": "general"}]
+    days = {f"general/{day}.json": json.dumps(messages).encode() for day, messages in entries}
+    return {"channels.json": json.dumps(channels).encode(), "users.json": json.dumps(users).encode(), **days}
+
+
+def letta(number: int, said: str) -> Any:
+    message = {"role": "user", "content": [{"type": "text", "text": said}], "created_at": "2025-04-01T03:00:00"}
+    return {"id": f"agent-{number}", "name": f"agent {number}", "messages": [message], "block_ids": []}
+
+
+def locomo(number: int, said: str) -> Any:
+    talk = {"speaker_a": "Ana", "speaker_b": "Ben", "session_1_date_time": "1:56 pm on 8 May, 2023"}
+    session = [{"speaker": "Ana", "dia_id": "D1:1", "text": said}]
+    return {"sample_id": f"conv-{number}", "conversation": {**talk, "session_1": session}}
+
+
+def langchain(number: int, said: str) -> Any:
+    return [{"type": "human", "data": {"content": said}}, {"type": "ai", "data": {"content": f"{number}?"}}]
+
+
+CASES = (
+    Case("chatgpt", array, chatgpt, {"mapping": 5}),
+    Case("claude", array, claude, {"chat_messages": 5}),
+    Case("claude_code", sessions("{}.jsonl"), claude_code, [{"type": 5}]),
+    Case("codex", sessions("rollout-{}.jsonl"), codex, [5]),
+    Case("slack", slack_export, slack, ("2020-01-01", 5)),
+    Case("letta", lambda entries: {"a.af": json.dumps({"agents": entries, "blocks": []}).encode()}, letta, 5),
+    Case("mem0", json_lines, lambda i, said: {"id": f"m{i}", "memory": said, "user_id": "ana"}, {"memory": 5}),
+    Case("locomo", array, locomo, {"conversation": 5}),
+    Case("whatsapp", text, lambda i, said: f"{day(i):%d/%m/%Y}, 09:00 - Ana: {said}\n", cut=False),
+    Case("langchain", json_lines, langchain, [5]),
+    Case("sharegpt", array, lambda i, said: {"id": f"c{i}", "conversations": [{"from": "human", "value": said}]}, 5),
+    Case("jsonl", json_lines, lambda i, said: {"messages": [{"role": "user", "content": said}]}, {"messages": []}),
+    Case("summaries", array, lambda i, said: {"conversation_id": f"c{i}", "title": "Talk", "summary": said}, 5),
+    Case("transcript", lambda entries: text(entries[:1]), lambda i, said: f"User: {said}\nAssistant: Yes\n", cut=False),
 )
+
+every_importer = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+every_importer_with_bad_entries = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.bad is not None], ids=[case.name for case in CASES if case.bad is not None]
+)
+
+
+def put(place: Path, files: Files) -> Path:
+    """Write files, and return what is to be read: the file, or the directory if there are several."""
+    shutil.rmtree(place, ignore_errors=True)
+    for name, content in files.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return path if len(files) == 1 else place
+
+
+def entries(case: Case, count: int = 3) -> list[Any]:
+    return [case.entry(i, f"I said number {i} of the things") for i in range(count)]
 
 
 def line(*messages: object, **fields: object) -> bytes:
@@ -66,72 +181,181 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "talk.jsonl"
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "place"
+
+
 # -- every importer -----------------------------------------------------------------------------------------
 
 
+def test_every_importer_has_a_case() -> None:
+    assert [case.name for case in CASES] == list(importers.NAMES)
+
+
 @every_importer
-def test_conversations_are_read_one_at_a_time(case: Case, path: Path) -> None:
-    path.write_bytes(case.good)
-    conversations = case.read(path)
+def test_a_file_is_recognised_by_its_content(case: Case, place: Path) -> None:
+    path = put(place, case.write(entries(case)))
+    assert importers.recognise(path) == case.name
+    if path.is_file() and case.cut:  # What is not JSON needs a name beside its looks.
+        assert importers.recognise(path.rename(path.with_name("file"))) == case.name
+
+
+@every_importer
+def test_an_importer_describes_itself_in_a_few_words(case: Case) -> None:
+    told = importers.load(case.name).DESCRIPTION
+    assert 5 < len(told) < 90
+    assert "\n" not in told
+
+
+@every_importer
+def test_conversations_are_read_one_at_a_time(case: Case, place: Path) -> None:
+    conversations = importers.read(put(place, case.write(entries(case, 40))))
+    assert iter(conversations) is conversations
     first = next(conversations)
     assert isinstance(first, Conversation)
-    assert first.turns
-    assert len([first, *conversations]) > 1
+    assert first.turns or first.summary
 
 
 @every_importer
-def test_a_file_reads_the_same_every_time(case: Case, path: Path) -> None:
-    path.write_bytes(case.good)
-    assert list(case.read(path)) == list(case.read(path))
+def test_everything_is_read(case: Case, place: Path) -> None:
+    given = entries(case)
+    found = list(importers.read(put(place, case.write(given))))
+    said = "\n".join([turn.text for c in found for turn in c.turns] + [c.summary or "" for c in found])
+    for i in range(len(given) if case.name != "transcript" else 1):
+        assert f"I said number {i} of the things" in said
 
 
 @every_importer
-def test_what_was_read_can_be_added_and_added_again(case: Case, path: Path, memory: LatentMemory) -> None:
-    path.write_bytes(case.good)
-    added = memory.add(case.read(path))
-    assert added.added == len(list(case.read(path)))
-    again = memory.add(case.read(path))
+def test_a_large_file_is_read_in_little_memory(case: Case, place: Path) -> None:
+    if case.name in ("letta", "transcript"):
+        pytest.skip("such a file is one object, or one conversation")
+    path = put(place, case.write([case.entry(i, f"word{i} " * 8_000) for i in range(120)]))
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*.*")))
+    assert size > 5_000_000
+    list(importers.read(put(place.with_name("small"), case.write(entries(case)))))
+    tracemalloc.start()
+    try:
+        for conversation in importers.read(path):
+            assert conversation
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 4
+
+
+@every_importer
+def test_a_file_reads_the_same_every_time(case: Case, place: Path) -> None:
+    path = put(place, case.write(entries(case)))
+    assert list(importers.read(path)) == list(importers.read(path))
+
+
+@every_importer
+def test_what_was_read_can_be_added_and_added_again(case: Case, place: Path, memory: LatentMemory) -> None:
+    path = put(place, case.write(entries(case)))
+    added = memory.add(importers.read(path))
+    assert added.added == len(list(importers.read(path))) > 0
+    again = memory.add(importers.read(path))
     assert (again.added, again.changed, again.unchanged) == (0, 0, added.added)
 
 
 @every_importer
-def test_a_bad_part_is_refused_with_the_name_of_the_file(case: Case, path: Path) -> None:
-    path.write_bytes(case.bad)
-    with pytest.raises(InputError, match=re.escape(str(path))):
-        list(case.read(path))
+def test_a_conversation_that_grew_stays_itself(case: Case, place: Path, memory: LatentMemory) -> None:
+    if case.name in ("jsonl", "langchain", "transcript"):
+        pytest.skip("such a file has no ids, or one conversation")
+    memory.add(importers.read(put(place, case.write(entries(case)))))
+    more = memory.add(importers.read(put(place, case.write(entries(case, 4)))))
+    assert (more.added, more.changed, more.unchanged) == (1, 0, 3)
+
+
+@every_importer_with_bad_entries
+def test_a_bad_entry_is_refused_with_the_name_of_the_file(case: Case, place: Path) -> None:
+    good = entries(case)
+    path = put(place, case.write([*good, case.bad]))
+    with pytest.raises(InputError, match=re.escape(str(path))) as caught:
+        list(importers.read(path))
+    assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="standard input"):
-        list(case.read(path, name="standard input"))
+        list(importers.read(path, name="standard input"))
 
 
-@every_importer
-def test_bad_parts_are_left_out_on_request(case: Case, path: Path) -> None:
-    path.write_bytes(case.good)
-    whole = [conversation.turns for conversation in case.read(path)]
-    path.write_bytes(case.bad + b"\n" + case.good + b"\n" + case.bad)
+@every_importer_with_bad_entries
+def test_bad_entries_are_left_out_on_request(case: Case, place: Path) -> None:
+    good = entries(case)
+    whole = [(c.turns, c.summary) for c in importers.read(put(place, case.write(good)))]
+    path = put(place, case.write([*good[:2], case.bad, *good[2:]]))
     told: list[InputError] = []
-    assert [conversation.turns for conversation in case.read(path, on_bad=told.append)] == whole
-    assert len({str(error) for error in told}) == 2
+    assert [(c.turns, c.summary) for c in importers.read(path, on_bad=told.append)] == whole
+    assert len(told) == 1
+    assert str(path) in str(told[0])
 
 
 @every_importer
-def test_a_file_that_cannot_be_read_is_an_input_error(case: Case, path: Path) -> None:
-    for wrong in (path, path.parent, path.parent / ("x" * 5_000)):
-        with pytest.raises(InputError, match=r"^cannot read "):
-            list(case.read(wrong))
-        with pytest.raises(InputError, match=r"^cannot read "):
-            list(case.read(wrong, on_bad=lambda _: None))
+def test_a_file_that_was_cut_off_is_one_error(case: Case, place: Path) -> None:
+    if not case.cut:
+        pytest.skip("a text may end anywhere")
+    files = case.write(entries(case))
+    name, content = list(files.items())[-1]
+    path = put(place, {**files, name: content.rstrip()[: len(content.rstrip()) - 10]})
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        list(importers.read(path, source=case.name))
+    told: list[InputError] = []
+    list(importers.read(path, source=case.name, on_bad=told.append))
+    assert len(told) == 1
 
 
 @every_importer
-def test_any_bytes_are_read_or_refused(case: Case, path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_an_input_error(case: Case, place: Path) -> None:
+    for wrong in (place / "missing", place.parent / ("x" * 5_000), Path("a\0b")):
+        for on_bad in (None, lambda _: None):
+            with pytest.raises(InputError, match=r"^cannot read "):
+                list(importers.read(wrong, source=case.name, on_bad=on_bad))
+
+
+@every_importer
+def test_a_broken_file_is_read_or_refused(case: Case, place: Path) -> None:
     chance = random.Random(7)
-    for _ in range(200):
-        broken = bytearray(case.good[:2_000])
+    files = case.write(entries(case))
+    name = list(files)[-1]
+    for _ in range(60):
+        broken = bytearray(files[name])
         for _ in range(chance.randrange(1, 20)):
             broken[chance.randrange(len(broken))] = chance.randrange(256)
-        path.write_bytes(broken)
-        told: list[InputError] = []
-        list(case.read(path, on_bad=told.append))
+        path = put(place, {**files, name: bytes(broken)})
+        with contextlib.suppress(InputError):
+            list(importers.read(path, source=case.name, on_bad=lambda _: None))
+
+
+@every_importer
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(case: Case, place: Path, content: bytes) -> None:
+    place.mkdir(exist_ok=True)
+    path = place / "file"
+    path.write_bytes(content)
+    for source in (None, case.name):
+        with contextlib.suppress(InputError):
+            list(importers.read(path, source=source, branches=True, on_bad=lambda _: None))
+
+
+@every_importer
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_json_in_the_place_of_anything_is_read_or_refused(case: Case, place: Path, data: st.DataObject) -> None:
+    """One value somewhere in a good file is exchanged for another."""
+    files = case.write(entries(case, 2))
+    name = data.draw(st.sampled_from(sorted(files)))
+    values = [json.loads(each) for each in files[name].splitlines()] if name.endswith((".json", ".jsonl")) else [None]
+    spot: Any = values
+    while True:
+        key = data.draw(st.sampled_from(list(spot) if isinstance(spot, dict) else range(len(spot))))
+        if not isinstance(spot[key], (dict, list)) or not spot[key] or data.draw(st.booleans()):
+            break
+        spot = spot[key]
+    spot[key] = data.draw(JSON)
+    path = put(place, {**files, name: b"\n".join(json.dumps(value).encode() for value in values)})
+    with contextlib.suppress(InputError):
+        list(importers.read(path, source=case.name, branches=True, on_bad=lambda _: None))
 
 
 # -- JSON Lines ---------------------------------------------------------------------------------------------
@@ -317,11 +541,6 @@ def test_surrogate_pairs_are_characters(path: Path) -> None:
     assert found.turns[0].text == "🦊"
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant"]), "content": st.text(min_size=1)},
     optional={"timestamp": JSON, "name": JSON, "tool_calls": JSON},

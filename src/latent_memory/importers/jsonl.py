@@ -12,18 +12,68 @@ and the plain `{"messages": [...]}` of chat fine-tuning files. Only `messages`, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latent_memory.errors import InputError
+from latent_memory.importers.base import (
+    MOST_LINE_BYTES,
+    Member,
+    OnBad,
+    Reading,
+    Sample,
+    is_json,
+    json_values,
+    members,
+    shape_of,
+)
 from latent_memory.messages import kind, turn_of
 from latent_memory.records import Conversation
 
 _FIELDS = ("conversation_id", "title", "timestamp", "type", "summary", "messages", "metadata")
 
-OnBad = Callable[[InputError], None]
+DESCRIPTION = "conversations of messages (JSON Lines with role and content)"
+
+
+def recognises(sample: Sample) -> bool:
+    """Tell whether a file begins with a conversation of `messages`."""
+    messages = sample.first.get("messages") if isinstance(sample.first, dict) else None
+    if not isinstance(messages, list):
+        return False
+    return not messages or (isinstance(messages[0], dict) and "role" in messages[0])
+
+
+def conversations(path: Path, reading: Reading) -> Iterator[Conversation]:
+    """Yield the conversations of a file: JSON Lines, or the same records as one JSON document.
+
+    Raises:
+        InputError: for a line that cannot be used, unless `reading.on_bad` takes it.
+    """
+    for member in members(path, reading, lambda name: name.endswith((".json", ".jsonl")), "JSON Lines file"):
+        if _is_document(member):
+            for where, record in json_values(member, reading):
+                try:
+                    yield _of_record(record, reading.written)
+                except InputError as error:
+                    reading.bad(where, error)
+        else:
+            name = f"{reading.name}, {member.name}" if member.name else reading.name
+            with member.open() as stream:
+                single = iter(partial(stream.readline, MOST_LINE_BYTES), b"")
+                yield from read_lines(single, name, reading.written, on_bad=reading.on_bad)
+
+
+def _is_document(member: Member) -> bool:
+    """Tell whether a file is one JSON document over several lines, or an array."""
+    with member.open() as stream:
+        shape = shape_of(stream)
+    if shape != "object":
+        return shape == "array"
+    with member.open() as stream:
+        return not is_json(stream.readline(MOST_LINE_BYTES)) and bool(stream.readline(MOST_LINE_BYTES).strip())
 
 
 def read(path: Path, *, name: str | None = None, on_bad: OnBad | None = None) -> Iterator[Conversation]:
@@ -77,6 +127,10 @@ def _conversation(line: bytes, written: datetime | None) -> Conversation:
             hint = "; one JSON object a line is expected, not one JSON document over several lines"
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise InputError(f"not JSON ({reason}){hint}") from None
+    return _of_record(record, written)
+
+
+def _of_record(record: object, written: datetime | None) -> Conversation:
     if not isinstance(record, dict):
         raise InputError(f"a JSON object was expected, not {kind(record)}")
     messages = record.get("messages")
