@@ -27,7 +27,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[openai,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[formats,openai,dev]'
 	@touch $@
 
 clean:

@@ -153,7 +153,7 @@ def test_a_file_name_that_can_be_none(cli: Cli, filled: Path, name: str) -> None
 
 def test_another_programs_file(cli: Cli, filled: Path) -> None:
     before = content(filled)
-    assert "line 1" in refused(cli("add", filled / "memory.sqlite", "--store", filled))
+    assert "there is no table" in refused(cli("add", filled / "memory.sqlite", "--store", filled))
     assert content(filled) == before
 
 

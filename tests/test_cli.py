@@ -112,6 +112,8 @@ def test_add_json(cli: Cli, store: Path, file: Path) -> None:
         "turns_changed": 0,
         "turns_unchanged": 0,
         "left_out": 0,
+        "files": [{"name": str(file), "format": "jsonl", "conversations": 2, "turns": 5}],
+        "skipped": {},
     }
 
 

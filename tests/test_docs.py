@@ -44,7 +44,9 @@ def test_every_command_and_option_is_documented() -> None:
         [Path(sys.executable).with_name("latent-memory"), "--help"], check=True, capture_output=True, text=True
     ).stdout
     commands = set(re.findall(r"^  ([a-z]+) ", told.partition("Commands:")[2], re.MULTILINE))
-    assert commands == {"add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "demo"}
+    assert commands == {
+        *("add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "convert", "demo")
+    }
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command in commands:
         assert f"latent-memory {command}" in page

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +23,12 @@ from latent_memory.errors import InputError, LatentMemoryError
 from latent_memory.output import (
     context_json,
     conversation_json,
+    handled,
     harmless,
     hit_json,
     iso,
     many,
+    many_of,
     minute,
     progress,
     say,
@@ -37,7 +38,6 @@ from latent_memory.output import (
 
 if TYPE_CHECKING:
     from latent_memory.memory import LatentMemory
-    from latent_memory.records import AddReport, Conversation
 
 PROGRAM = "latent-memory"
 STORE_VARIABLE = "LATENT_MEMORY_STORE"
@@ -82,10 +82,11 @@ def main() -> None:
 
 _STORE = click.option(
     "--store",
-    metavar="DIR",
+    metavar="PATH",
     envvar=STORE_VARIABLE,
     type=click.Path(path_type=Path),
-    help=f"The memory's directory. Default: ${STORE_VARIABLE}, else one of your own where the system keeps such data.",
+    help="The memory: a store's directory, or a file of another format (docs/formats.md). "
+    f"Default: ${STORE_VARIABLE}, else a store of your own where the system keeps such data.",
 )
 _SCOPE = click.option(
     "--scope",
@@ -101,12 +102,29 @@ _EMBEDDER = click.option(
     help="minilm, hashing, sentence-transformers:MODEL or openai:MODEL. Default: what the memory was made with; minilm "
     "for a new one.",
 )
+_FORMAT = click.option(
+    "--format",
+    "layout",
+    metavar="NAME",
+    help="What to make where the path does not say it: csv_json, npy_json, hdf5, pickle or sqlite (a store).",
+)
 _FILTERS = (
     click.option("--since", metavar="TIME", help="Only turns said then or later (ISO 8601)."),
     click.option("--until", metavar="TIME", help="Only turns said before then (ISO 8601)."),
     click.option("--role", "roles", multiple=True, help="Only turns of this role; repeatable."),
     click.option("--conversation", "conversations", metavar="ID", multiple=True, help="Only this one; repeatable."),
 )
+
+
+class _From(click.Option):
+    """Names the importers in its help, and loads them only for that."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help; see click.Option."""
+        from latent_memory.importers import NAMES
+
+        self.help = f"What the files are, instead of looking: {', '.join(NAMES)}."
+        return super().get_help_record(ctx)
 
 
 def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -130,47 +148,68 @@ def app() -> None:
 @app.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @_options(_STORE, _SCOPE)
-@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used, and report each of them.")
+@click.option("--from", "source", cls=_From, metavar="NAME")
+@click.option("--branches", is_flag=True, help="Keep what was said in other branches of an edited conversation.")
+@click.option("--skip-bad", is_flag=True, help="Leave out what cannot be used, and report each of it.")
+@click.option("--table", metavar="NAME", help="Of summaries in SQLite: the table. Default: conversation_summaries.")
+@click.option(
+    "--column",
+    "columns",
+    metavar="FIELD=NAME",
+    multiple=True,
+    help="Of summaries: conversation_id, title, timestamp, type or summary has this name in the file; repeatable.",
+)
 @_EMBEDDER
+@_FORMAT
 @click.option("--summariser", metavar="NAME", help="openai:MODEL writes the summaries that are missing.")
 @_JSON
 def add(
     files: Sequence[str],
     store: Path | None,
     scope: str,
+    source: str | None,
+    branches: bool,
     skip_bad: bool,
+    table: str | None,
+    columns: Sequence[str],
     embedder: str | None,
+    layout: str | None,
     summariser: str | None,
     as_json: bool,
 ) -> None:
-    """Add conversations from JSONL files; - reads standard input.
+    """Add conversations from files: chat exports, sessions, JSON Lines; - reads standard input.
 
-    Adding a file again adds only what is new in it. Every file is checked from end to end first: if one line cannot be
-    used, nothing is added (see --skip-bad).
+    What a file is, its content tells (see --from). Adding a file again adds only what is new in it. Every file is
+    checked from end to end first: if one entry cannot be used, nothing is added (see --skip-bad).
     """
-    from latent_memory.importers import jsonl
+    from latent_memory import inputs
 
-    with _sources(files) as paths:
-        bad: list[str] = []
-
-        def read(on_bad: Callable[[InputError], None] | None) -> Iterator[Conversation]:
-            for path, name in paths:
-                yield from jsonl.read(path, name=name, on_bad=on_bad)
-
-        turns = sum(len(c.turns) for c in read((lambda error: bad.append(str(error))) if skip_bad else None))
-        for told in bad:
-            print(harmless(f"left out: {told}", sys.stderr), file=sys.stderr)
-        # Each bad line was told of; the second time it is passed over.
-        again = (lambda _: None) if skip_bad else None
-        with _open(store, embedder, create=True, summariser=summariser) as memory, progress("adding", turns) as at:
-            report = memory.add(read(again), scope, progress=lambda report: at(_handled(report)))
+    mapping = _columns(columns)
+    with inputs.opened(files, source, branches=branches, table=table, columns=mapping) as given:
+        given.check(skip_bad=skip_bad)
+        turns = sum(count for _, count in given.counts)
+        for told in given.bad:
+            _note(f"left out: {told}")
+        with _open(store, embedder, create=True, summariser=summariser, layout=layout) as memory:
+            if not as_json:
+                for file in given.sources:
+                    # Of our own format, that is news to nobody but whoever looks on.
+                    if file.format != "jsonl" or sys.stderr.isatty():
+                        _note(f"{file.name}: {file.description}")
+            conversations = given.conversations(skip_bad=skip_bad)
+            with progress("adding", turns) as at:
+                report = memory.add(conversations, scope, progress=lambda report: at(handled(report)))
     if as_json:
-        say_json({**asdict(report), "left_out": len(bad)})
+        say_json(
+            {**asdict(report), "left_out": len(given.bad), "files": given.files_json(), "skipped": given.skipped_json()}
+        )
     else:
         say(
             f"{many(report.added, 'conversation')} added, {report.changed} changed, {report.unchanged} unchanged "
             f"({many(report.turns_added, 'turn')} added, {report.turns_changed} changed)"
         )
+        if given.skipped:
+            say(f"left out: {', '.join(many_of(count, what) for what, count in given.skipped.most_common())}")
 
 
 @app.command()
@@ -332,45 +371,57 @@ def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
 
 
 @app.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@_FORMAT
+@click.option("--reembed", is_flag=True, help="Make all vectors anew in the copy, with --embedder.")
+@click.option("--embedder", metavar="NAME", default="minilm", show_default=True, help="The embedder for --reembed.")
+@click.option("--skip-bad", is_flag=True, help="Leave out entries that cannot be used, and report each of them.")
+@click.option("--overwrite", is_flag=True, help="Replace what the destination holds.")
+@click.option("--scope", default="default", show_default=True, help="Whose summaries, if these are what is written.")
+@_JSON
+def convert(
+    source: Path,
+    destination: Path,
+    layout: str | None,
+    reembed: bool,
+    embedder: str,
+    skip_bad: bool,
+    overwrite: bool,
+    scope: str,
+    as_json: bool,
+) -> None:
+    """Write the memory at SOURCE, a store or a file, to DESTINATION in another format.
+
+    One that ends in .h5, .hdf5, .pkl or .pickle is a whole memory; one in .json, .yaml or .sqlite gets the summaries
+    alone. For a directory, name the --format.
+    """
+    if destination.exists() and not overwrite:
+        raise InputError(f"{destination}: is there already; name another place, or give --overwrite")
+    bad: list[InputError] = []
+    with _open(source, on_bad=bad.append if skip_bad else None) as memory:
+        for error in bad:
+            _note(f"left out: {error}")
+        passages = memory.stats().passages
+        with progress("writing", passages) as at:
+            memory.save(destination, layout, scope=scope, progress=at)
+    if reembed:
+        with _open(destination) as copy, progress("embedding", passages) as at:
+            copy.reembed(embedder, progress=lambda done, _: at(done))
+    if as_json:
+        say_json({"passages": passages, "left_out": len(bad), "destination": str(destination)})
+    else:
+        say(f"{many(passages, 'passage')} written to {destination}")
+
+
+@app.command()
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the demonstration's memory here.")
 def demo(keep: Path | None) -> None:
     """Add the example conversations to a memory of their own, ask it a few questions, and show what it finds."""
-    from latent_memory.importers import jsonl
+    from latent_memory import demonstration
 
-    examples = _examples()
-    conversations = list(jsonl.read(examples))
-    turns = sum(len(conversation.turns) for conversation in conversations)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        place = keep or Path(temporary) / "memory"
-        say(f"Adding {len(conversations)} example conversations ({turns} turns) to {place}\n")
-        with _open(place, create=True) as memory:
-            with progress("adding", turns) as at:
-                memory.add(conversations, progress=lambda report: at(_handled(report)))
-            for question in _QUESTIONS:
-                say(f"? {question}")
-                say_hits(memory.recall(question, k=3))
-                say("")
-            question = _QUESTIONS[0]
-            say(f"What a prompt would get for {question!r}, in at most 300 tokens:\n")
-            say(memory.context(question, budget=300).text)
-    program = PROGRAM if shutil.which(PROGRAM) else sys.argv[0]
-    say(
-        f"""
-Try next:
-  {program} add {examples}
-  {program} recall "what went wrong in the server outage?"
-  {program} context "plan my next race" --budget 512
-  {program} show 0328711"""
-    )
-
-
-_QUESTIONS = (
-    "what did I ask about feedback loops?",
-    "How wet should my bread dough be with the weaker flour up here in the north?",
-    "What was granny's warning about the temperature of the milk?",
-    "Why does a transformer scale down the scores before normalising them?",
-    "What made the lab's API client lock me out every hour?",
-)
+        demonstration.run(keep or Path(temporary) / "memory", PROGRAM if shutil.which(PROGRAM) else sys.argv[0])
 
 
 # -- opening and reading ----------------------------------------------------------------------------------
@@ -384,6 +435,8 @@ def _open(
     create: bool = False,
     summariser: str | None = None,
     warm: bool = False,
+    layout: str | None = None,
+    on_bad: Callable[[InputError], None] | None = None,
 ) -> Iterator[LatentMemory]:
     from latent_memory.memory import LatentMemory
 
@@ -391,29 +444,14 @@ def _open(
         import platformdirs
 
         store = Path(platformdirs.user_data_dir("latent-memory", appauthor=False)) / "memory"
-    with LatentMemory.open(store, embedder=embedder, create=create, summariser=summariser) as memory:
+    with LatentMemory.open(
+        store, embedder=embedder, create=create, summariser=summariser, format=layout, on_bad=on_bad
+    ) as memory:
+        for note in memory.notes:
+            _note(note)
         if warm:
             memory.warm()
         yield memory
-
-
-@contextmanager
-def _sources(files: Sequence[str]) -> Iterator[list[tuple[Path, str]]]:
-    """Return the files to read, with their names; what is no file that can be read twice, a pipe, is copied to one."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        paths: list[tuple[Path, str]] = []
-        for number, file in enumerate(files):
-            path = Path(file)
-            name = "standard input" if file == "-" else file
-            spooled = Path(temporary) / str(number)
-            if file == "-":
-                with spooled.open("wb") as copy:
-                    shutil.copyfileobj(sys.stdin.buffer, copy)
-            elif _is_pipe(path):
-                with path.open("rb") as pipe, spooled.open("wb") as copy:
-                    shutil.copyfileobj(pipe, copy)
-            paths.append((spooled if spooled.exists() else path, name))
-        yield paths
 
 
 def _filters(
@@ -422,13 +460,11 @@ def _filters(
     return {"since": since, "until": until, "roles": roles or None, "conversation_ids": conversations or None}
 
 
-def _is_pipe(path: Path) -> bool:
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        # Whatever is wrong with it, the reader says so.
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+def _columns(told: Sequence[str]) -> dict[str, str]:
+    split = [pair.partition("=") for pair in told]
+    if bad := next((field for field, equals, _ in split if not equals), None):
+        raise click.UsageError(f"--column {bad}: FIELD=NAME was expected, as in summary=text.")
+    return {field: name for field, _, name in split}
 
 
 def _query(query: str) -> str:
@@ -440,23 +476,16 @@ def _query(query: str) -> str:
         raise InputError(f"standard input: not UTF-8 (byte {error.start})") from None
 
 
-def _examples() -> Path:
-    # In an installed package beside this file, in a checkout beside src/.
-    here = Path(__file__).parent
-    places = [base / "examples" / "conversations.jsonl" for base in (here, here.parent.parent)]
-    return next((place for place in places if place.is_file()), places[0])
-
-
 # -- ending ----------------------------------------------------------------------------------------------
-
-
-def _handled(report: AddReport) -> int:
-    return report.turns_added + report.turns_changed + report.turns_unchanged
 
 
 def _leave(*, found: bool) -> None:
     if not found:
         raise click.exceptions.Exit(1)
+
+
+def _note(text: str) -> None:
+    print(harmless(text, sys.stderr), file=sys.stderr)
 
 
 def _fail(message: str) -> NoReturn:

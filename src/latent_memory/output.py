@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import Any
 
 import click
 
-from latent_memory.records import Context, Conversation, Hit, Passage
+from latent_memory.records import AddReport, Context, Conversation, Hit, Passage
 
 
 @contextmanager
@@ -24,6 +26,32 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     with click.progressbar(length=total, label=what, file=sys.stderr, show_pos=True) as bar:
         yield lambda done: bar.update(done - bar.pos)
+
+
+@contextmanager
+def counter(what: str, noun: str) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how far something has come whose end is not known; nothing if that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    shown = 0.0
+
+    def at(count: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= 0.1:
+            shown = now
+            print(f"\r\x1b[K{harmless(what, sys.stderr)}: {many(count, noun)}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield at
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def handled(report: AddReport) -> int:
+    """Return how many turns an `add` has dealt with so far."""
+    return report.turns_added + report.turns_changed + report.turns_unchanged
 
 
 def say(text: str) -> None:
@@ -112,6 +140,31 @@ def minute(time: datetime | None) -> str:
 def many(count: int, noun: str) -> str:
     """Return a count with its noun."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def many_of(count: int, phrase: str) -> str:
+    """Return a count with what was counted, given as a few words: 3 and "an empty message" make "3 empty messages"."""
+    words = bare(phrase)
+    if count == 1:
+        return f"1 {words}"
+    # What is counted stands before "of", "in", "that" and the like, or at the end.
+    match = _HEAD.match(words)
+    head, rest = match.groups() if match else (words, "")
+    if head.endswith(("s", "x", "ch", "sh")):
+        head += "es"
+    elif head.endswith("y") and head[-2:-1] not in "aeiou":
+        head = head[:-1] + "ies"
+    else:
+        head += "s"
+    return f"{count:,} {head}{rest}"
+
+
+def bare(phrase: str) -> str:
+    """Return a few words without the article before them."""
+    return re.sub(r"^(an?|the|one) ", "", phrase)
+
+
+_HEAD = re.compile(r"(.+?)( (?:of|in|from|with|without|that|which|by|on|for|to|made|whose)\b.*)")
 
 
 def say_json(value: object) -> None:
