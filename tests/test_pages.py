@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_memory import Conversation, LatentMemory, Turn
-from latent_memory.errors import StoreDamagedError, StoreFullError
+from latent_memory.errors import InputError, StoreDamagedError, StoreFullError
 from latent_memory.formats import hdf5, pages
 from latent_memory.formats.pages import USER_BLOCK, Sums, commit, opened_pages, recover, sums_of
 from latent_memory.snapshot import Block, Entry, Snapshot
@@ -177,6 +179,46 @@ def test_a_whole_journal_is_applied(stopped: Stopped) -> None:
     path.with_name(".memory.h5.journal").write_bytes(told)
     assert len(ids(path)) == 340
     assert path.read_bytes() == after != before
+
+
+def told_anew(told: bytes, length: int, count: int, stretches: bytes) -> bytes:
+    """Return a journal that says something else, with the sum that belongs to it."""
+    head = len(b"latent-memory journal 1\n") + 32
+    whole = told[head : head + 1024] + struct.pack("<QQ", length, count) + stretches
+    return told[: head - 32] + hashlib.sha256(whole).digest() + whole
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "stretches"),
+    [
+        (10_000, 1 << 40, b""),
+        (10_000, 1, b"short"),
+        (10_000, 1, struct.pack("<QQ", 600, 1_000) + b"cut"),
+        (1 << 63, 1, struct.pack("<QQ", 600, 3) + b"abc"),
+        (8 << 40, 1, struct.pack("<QQ", 600, 3) + b"abc"),
+        (10_000, 1, struct.pack("<QQ", 1 << 62, 3) + b"abc"),
+    ],
+)
+def test_a_journal_that_was_made_to_hurt_is_thrown_away(
+    length: int, count: int, stretches: bytes, stopped: Stopped
+) -> None:
+    path, before, _, told = stopped
+    path.with_name(".memory.h5.journal").write_bytes(told_anew(told, length, count, stretches))
+    assert len(ids(path)) == 40
+    assert path.read_bytes() == before
+
+
+def test_a_link_in_the_journals_place_leads_nowhere(tmp_path: Path) -> None:
+    path = made(tmp_path / "memory.h5", 4)
+    journal, target = tmp_path / ".memory.h5.journal", tmp_path / "target"
+    journal.symlink_to(target)
+    with pytest.raises(InputError, match=r"\.memory\.h5\.journal: is no file of this library"):
+        hdf5.read(path)
+    # Also if it comes there after the look.
+    hdf5.append(path, [rows(4, 2)], {}, None)
+    assert not target.exists()
+    assert not journal.is_symlink()
+    assert len(ids(path)) == 6
 
 
 def test_a_journal_that_is_not_whole_never_was(stopped: Stopped) -> None:

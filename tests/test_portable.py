@@ -16,7 +16,15 @@ import pytest
 
 from latent_memory import Conversation, LatentMemory, Turn, formats, portable
 from latent_memory.embedders.hashing import HashingEmbedder
-from latent_memory.errors import InputError, LatentMemoryError, StoreBusyError, StoreError, StoreFullError
+from latent_memory.errors import (
+    EmbedderMismatchError,
+    InputError,
+    LatentMemoryError,
+    MissingExtraError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+)
 from latent_memory.records import EmbedderIdentity
 from latent_memory.snapshot import Snapshot
 from latent_memory.vectors import Vectors, unit
@@ -177,12 +185,22 @@ def test_rows_that_were_left_out_are_never_lost_from_the_file(path: Path, layout
     before = contents(tmp_path)
     said: list[InputError] = []
     with LatentMemory.open(path, on_bad=said.append) as memory:
-        memory.add(talk("new"))
+        for change in (lambda: memory.add(talk("new")), lambda: memory.forget("a"), lambda: memory.reembed("hashing")):
+            with pytest.raises(StoreError, match="1 of its rows were left out"):
+                change()
         memory.save()
-        assert memory.stats().conversations == 3
+        assert memory.stats().conversations == 2
         memory.save(tmp_path / "rest" / "rest.pkl")
     assert len(said) == 1
+    unsaved = LatentMemory.open(path, on_bad=said.append, autosave=False)
+    unsaved.add(talk("new"))
+    for save in (unsaved.save, lambda: unsaved.save(path), unsaved.close):
+        with pytest.raises(StoreError, match="1 of its rows were left out"):
+            save()
     assert {file: data for file, data in contents(tmp_path).items() if "rest" not in str(file)} == before
+    assert ids(tmp_path / "rest" / "rest.pkl", "pickle") == ["a", "b"]
+    with LatentMemory.open(tmp_path / "rest" / "rest.pkl", on_bad=said.append) as memory:
+        memory.add(talk("new"))
     assert ids(tmp_path / "rest" / "rest.pkl", "pickle") == ["a", "b", "new"]
 
 
@@ -355,12 +373,15 @@ def test_where_nothing_can_be_written_a_memory_is_read(
 
     # As root, whom no permission stops, tests would write anyway.
     monkeypatch.setattr("latent_memory.portable.FileLock.acquire", refuse)
-    memory = LatentMemory.open(path)
-    assert memory.recall("two was said", k=1)[0].passage.conversation_id == "two"
+    with LatentMemory.open(path) as memory:
+        assert memory.recall("two was said", k=1)[0].passage.conversation_id == "two"
+        with pytest.raises(StoreError, match="nothing can be written there"):
+            memory.add(talk("three"))
+        assert memory.get("three") is None
+    unsaved = LatentMemory.open(path, autosave=False)
+    unsaved.add(talk("three"))
     with pytest.raises(StoreError, match="nothing can be written there"):
-        memory.add(talk("three"))
-    with pytest.raises(StoreError, match="nothing can be written there"):
-        memory.close()
+        unsaved.close()
     assert contents(tmp_path) == before
 
 
@@ -613,3 +634,218 @@ def test_an_embedder_of_ones_own_is_named_in_the_file(path: Path, layout: str) -
         memory.recall("one")
     with LatentMemory.open(path, embedder=Naming(16)) as memory:
         assert memory.recall("one")[0].passage.conversation_id == "one"
+
+
+# -- places that could be mistaken --------------------------------------------------------------------------
+
+
+def test_another_tools_files_in_a_directory_are_not_replaced(tmp_path: Path) -> None:
+    with LatentMemory.open(tmp_path / "store", embedder="hashing") as memory:
+        memory.add(talk("one"))
+        for layout in DIRECTORIES:
+            for number, there in enumerate(
+                (["metadata.json"], ["embeddings.csv", "metadata.json"], ["embeddings.npy"])
+            ):
+                place = tmp_path / f"{layout}{number}"
+                place.mkdir()
+                for name in there:
+                    (place / name).write_text('{"my": "project"}')
+                if formats.detect(place) == layout:
+                    continue
+                before = contents(place)
+                with pytest.raises(InputError, match=r"is there already, and is (no memory|a memory of the format)"):
+                    memory.save(place, layout)
+                assert contents(place) == before
+        for layout in ("pickle", "hdf5"):
+            place = tmp_path / "letter"
+            place.write_bytes(b"Dear Ana,")
+            with pytest.raises(InputError, match="is no memory"):
+                memory.save(place, layout)
+            assert place.read_bytes() == b"Dear Ana,"
+        memory.save(tmp_path / "ours", "npy_json")
+        with pytest.raises(InputError, match="a memory of the format npy_json"):
+            memory.save(tmp_path / "ours", "csv_json")
+        assert ids(tmp_path / "ours", "npy_json") == ["one"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in directories")
+def test_what_is_neither_a_file_nor_a_directory_is_left_alone(tmp_path: Path) -> None:
+    with LatentMemory.open(tmp_path / "store", embedder="hashing") as memory:
+        memory.add(talk("one"))
+        for name in ("memory.pkl", "memory.h5", "memory.json"):
+            os.mkfifo(tmp_path / name)
+            with pytest.raises(InputError, match="neither a file nor a directory"):
+                memory.save(tmp_path / name)
+            with pytest.raises(InputError, match="neither a file nor a directory"):
+                LatentMemory.open(tmp_path / name)
+            assert (tmp_path / name).is_fifo()
+
+
+def test_a_memory_is_not_written_over_itself_in_another_format(path: Path, layout: str) -> None:
+    with opened(path, layout) as memory:
+        memory.add(talk("one"))
+        before = told(path, layout)
+        for other in {*LAYOUTS, "sqlite"} - {layout}:
+            with pytest.raises(InputError, match=f"lives there, as {layout}"):
+                memory.save(path, other)
+        assert memory.save(path, layout) == 1
+        assert told(path, layout) == before
+
+
+def test_a_name_that_says_another_format(tmp_path: Path) -> None:
+    for name, layout in (("x.pkl", "csv_json"), ("x.h5", "pickle"), ("x.pkl", "sqlite"), ("x.db", "sqlite")):
+        with pytest.raises(InputError, match=r"a name that ends in \.\w+ is for the format"):
+            opened(tmp_path / name, layout)
+    for name in ("d.pkl", "d.h5"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match="is a directory, and"):
+            LatentMemory.open(tmp_path / name)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["d.h5", "d.pkl"]
+
+
+def test_a_relative_path_means_where_it_was_opened(
+    path: Path, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    monkeypatch.chdir(path.parent)
+    with opened(Path(path.name), layout) as memory:
+        memory.add(talk("one"))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert memory.save(path) == 1
+        assert memory.stats().bytes > 0
+        memory.add(talk("two"))
+        memory.save(path.name, layout)
+    for place in (path, tmp_path / "elsewhere" / path.name):
+        assert ids(place, layout) == ["one", "two"]
+
+
+# -- permissions, forks, missing parts ----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+def test_permissions_stay(path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path, layout) as memory:
+        memory.add([talk("one"), talk("two")])
+        files = [path / name for name in formats.files_of(layout)] or [path]
+        for file in files:
+            file.chmod(0o600)
+    with opened(path, layout) as memory:
+        memory.add(talk("three"))
+        memory.forget("one")
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        plain = os.access
+        monkeypatch.setattr(os, "access", lambda file, mode: mode != os.W_OK and plain(file, mode))
+        before = {file: file.read_bytes() for file in files}
+        with pytest.raises(StoreError, match="may not be written"):
+            memory.forget("two")
+        assert {file: file.read_bytes() for file in files} == before
+        monkeypatch.undo()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+@pytest.mark.parametrize("autosave", [True, False])
+def test_a_forked_child_changes_nothing(path: Path, layout: str, autosave: bool) -> None:
+    with opened(path, layout, autosave=autosave) as memory:
+        memory.add(talk("one"))
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                for change in (lambda: memory.add(talk("child")), lambda: memory.forget("one")):
+                    with pytest.raises(StoreError, match="belongs to the process that opened it"):
+                        change()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        memory.add(talk("two"))
+    assert ids(path, layout) == ["one", "two"]
+
+
+def test_hdf5_without_h5py_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "latent-memory\[formats\]"'):
+        LatentMemory.open(tmp_path / "new.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- what was left, what has changed, what is not ours ------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", DIRECTORIES)
+def test_a_change_that_was_stopped_halfway_is_finished_when_the_directory_is_opened(
+    path: Path, layout: str, tmp_path: Path
+) -> None:
+    with opened(path, layout) as memory:
+        memory.add([talk("secret"), talk("two")])
+    old = (path / "metadata.json").read_bytes()
+    with opened(path, layout) as memory:
+        memory.forget("secret")
+    # As if the process had been killed between the two renames.
+    (path / "metadata.json").rename(path / "metadata.json.new")
+    (path / "metadata.json").write_bytes(old)
+    LatentMemory.open(path).close()
+    assert clean(path, layout)
+    assert b"secret" not in (path / "metadata.json").read_bytes()
+    assert ids(path, layout) == ["two"]
+
+
+@pytest.mark.parametrize("layout", ["csv_json", "npy_json", "hdf5"])
+def test_a_change_between_the_check_and_the_reading_is_noticed(path: Path, layout: str) -> None:
+    with opened(path, layout) as memory:
+        memory.add([talk("one"), talk("two")])
+    read = formats.load(layout).read(path)
+    file = path if layout == "hdf5" else path / formats.files_of(layout)[0]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="changed while it was read"):
+        list(read.blocks())
+
+
+def test_metadata_that_a_pickle_reader_would_refuse_comes_back(path: Path, layout: str) -> None:
+    deep: Any = 1
+    for _ in range(150):
+        deep = [deep]
+    told = {"deep": deep, "digits": 10**4299, "negative": -(10**4299), "plain": [1, {"a": None}]}
+    with opened(path, layout) as memory:
+        memory.add(Conversation("a", [Turn("user", "hello")], metadata=told))
+        memory.add(talk("b"))
+    with LatentMemory.open(path) as memory:
+        found = memory.get("a")
+        assert found is not None
+        assert found.metadata == told
+
+
+def test_what_a_file_says_of_its_model_is_not_enough_to_use_it(path: Path, layout: str) -> None:
+    path.parent.mkdir()
+    entries = [{"conversation_id": "a", "summary": "a", "timestamp": "2025-01-01"}]
+    for name in ("openai:any-model", "sentence-transformers:someone/else"):
+        made_by = EmbedderIdentity(name, 4, "")
+        formats.load(layout).write(path, Snapshot.of(unit(np.eye(1, 4)), entries, made_by))
+        with LatentMemory.open(path) as memory:
+            for ask in (lambda: memory.recall("my PIN"), lambda: memory.add(talk("diary"))):
+                with pytest.raises(EmbedderMismatchError, match=f"made with '{name}'.*--embedder"):
+                    ask()
+
+
+def test_a_bulk_is_written_back_less_often_the_larger_the_file_is(
+    path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latent_memory.memory._BULK", 10)
+    monkeypatch.setattr("latent_memory.ingest.BATCH_CONVERSATIONS", 10)
+    with opened(path, layout) as memory:
+        memory.add(talk(f"a{i}") for i in range(200))
+        written: list[int] = []
+        assert memory._home is not None
+        plain = memory._home.save
+
+        def save() -> None:
+            written.append(1)
+            plain()
+
+        monkeypatch.setattr(memory._home, "save", save)
+        memory.add(talk(f"b{i}") for i in range(200))
+        assert len(written) == (21 if layout == "hdf5" else 3)
+    assert len(ids(path, layout)) == 400

@@ -163,7 +163,7 @@ def test_texts_by_id(tmp_path: Path) -> None:
     for path in (put(tmp_path / "a.json", content), put(tmp_path / "a.yaml", yaml.safe_dump(content, sort_keys=False))):
         assert [(c.conversation_id, c.summary) for c in read(path)] == list(content.items())
         # It could be anything, such as a program's settings.
-        with pytest.raises(InputError, match="no known format"):
+        with pytest.raises(InputError, match="unknown format"):
             importers.recognise(path)
     plain = put(tmp_path / "b.yaml", "0328711: Loops\n0402118: Bread\n")
     assert [c.conversation_id for c in read(plain)] == ["0328711", "0402118"]
@@ -192,7 +192,7 @@ def test_yaml_is_recognised_by_its_content(tmp_path: Path) -> None:
     assert importers.recognise(path) == "summaries"
     assert len(read(path)) == 2
     talk = put(tmp_path / "talk.yaml", "- messages:\n  - {role: user, content: Hi}\n  summary: Hello\n")
-    with pytest.raises(InputError, match="no known format"):
+    with pytest.raises(InputError, match="unknown format"):
         importers.recognise(talk)
 
 
@@ -411,6 +411,23 @@ def test_yaml_that_is_an_attack_is_refused(
     finally:
         tracemalloc.stop()
     assert [file.name for file in tmp_path.iterdir()] == ["memories.yaml"]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x conversation_id, 'a' summary FROM c",
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) "
+        "SELECT x conversation_id, 'a' summary FROM c WHERE x < 0",
+        "SELECT 1 conversation_id, printf('%.*c', 900000000, 'x') summary",
+    ],
+    ids=["rows without end", "work without end", "a text that fills the memory"],
+)
+def test_a_view_that_was_made_to_hurt_is_refused(view: str, tmp_path: Path) -> None:
+    path = database(tmp_path / "a.db", f"CREATE VIEW conversation_summaries AS {view}")
+    with pytest.raises(InputError, match=r"a\.db.*(far more work|too big|not null)"):
+        for _ in summaries.read(path):
+            pass
 
 
 def test_names_are_quoted(tmp_path: Path) -> None:

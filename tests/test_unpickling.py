@@ -13,7 +13,11 @@ import pickle
 import pickletools
 import struct
 import subprocess
+import tracemalloc
+import uuid
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +224,35 @@ def test_nested_references_do_not_fill_the_memory() -> None:
 )
 def test_what_takes_long_to_hash_is_no_key(data: bytes) -> None:
     refused(data, "cannot be one")
+
+
+def test_what_stands_for_a_type_is_not_shown_at_length() -> None:
+    refused(b"\x80\x02cnumpy\ndtype\n)" + b"2\x86" * 60 + b"\x85R.", "of the type a tuple")
+
+
+@pytest.mark.parametrize("code", [b"\x8f", b"(", b"]", b"}"])
+def test_containers_have_a_price_as_soon_as_they_are_made(code: bytes) -> None:
+    program = b"\x80\x04" + code * 1_000_000 + b"0."
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(LatentMemoryError):
+            unpickled(program, "memory.pkl")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 110 * len(program)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"), [(datetime(2025, 1, 1), "isoformat"), (Decimal(1), "plain"), (uuid.UUID(int=1), "plain")]
+)
+def test_honest_people_are_told_what_to_do(value: Any, hint: str) -> None:
+    refused(pickle.dumps([value]), hint)
+
+
+def test_small_sets_that_are_referred_to_do_not_fill_the_memory() -> None:
+    made = b"\x8f(" + b"".join(b"K" + bytes([n]) for n in range(5)) + b"\x90q\x00"
+    refused(b"\x80\x04](" + made + b"h\x00" * 1_000_000 + b"e.", "far more")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -39,13 +40,17 @@ class Seen(NamedTuple):
 
 
 @contextmanager
-def unchanged(*paths: Path) -> Iterator[None]:
+def unchanged(*paths: Path, since: Sequence[Seen | None] | None = None) -> Iterator[None]:
     """Refuse what is read inside if one of the files changes meanwhile.
+
+    Args:
+        paths: the files.
+        since: what they looked like when they were checked; by default, what they look like now.
 
     Raises:
         InputError: at the end, if a file is not what it was at the beginning.
     """
-    before = [Seen.of(path) for path in paths]
+    before = [Seen.of(path) for path in paths] if since is None else since
     try:
         yield
     finally:
@@ -69,16 +74,18 @@ def as_ours(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
+def written(path: Path, *, follow: bool = True) -> Iterator[IO[bytes]]:
     """Write a new version of a file: it is there in full when the block ends, or as it was if the block raises.
 
-    A symbolic link stays one: what it points to is replaced.
+    A symbolic link stays one: what it points to is replaced, unless not to `follow` it is asked for. The permissions
+    stay, too; a file that may not be written is not replaced.
     """
-    path = path.resolve()
+    path = path.resolve() if follow else path.parent.resolve() / path.name
     temporary = beside(path)
     with as_ours(path):
         try:
             with temporary.open("xb") as file:
+                like(path, temporary)
                 yield file
                 flush(file)
             temporary.replace(path)
@@ -86,6 +93,18 @@ def written(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def like(path: Path, new: Path) -> None:
+    """Give a new file, while it is empty, the permissions of the one whose place it will take, if there is one.
+
+    Raises:
+        PermissionError: if that one may not be written.
+    """
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "it may not be written", str(path))
+        shutil.copymode(path, new)
 
 
 def beside(path: Path) -> Path:

@@ -19,8 +19,8 @@ from latent_memory import generated
 from latent_memory.database import Database
 from latent_memory.errors import InputError
 from latent_memory.passages import count_words
-from latent_memory.records import ROLES, UNKNOWN, Conversation, EmbedderIdentity, Turn, check_text
-from latent_memory.snapshot import Block, Entry, Snapshot
+from latent_memory.records import ROLES, UNKNOWN, Conversation, EmbedderIdentity, Turn, as_json, check_text
+from latent_memory.snapshot import MOST_DIMENSION, Block, Entry, Snapshot
 from latent_memory.store import SUMMARY
 from latent_memory.times import epoch, parse_time, read_time
 from latent_memory.vectors import Vectors, from_bytes, to_bytes, unit
@@ -47,6 +47,10 @@ _OURS = frozenset(
     )
 )
 
+# Where a conversation's metadata has what another tool says of its turns, by their places; of the first one it is the
+# conversation's own.
+_OF_TURNS = "turn_metadata"
+
 OnBad = Callable[[InputError], None]
 
 
@@ -57,6 +61,7 @@ class Loaded:
     rows: int = 0
     left_out: int = 0
     scaled: int = 0  # vectors that were not of unit length
+    zeros: int = 0  # vectors that are nothing but zeros, as of a text without a word
 
 
 def load(
@@ -78,6 +83,10 @@ def load(
     Raises:
         InputError: if a row cannot be used; throw the store away then.
     """
+    if snapshot.dimension > MOST_DIMENSION:
+        raise InputError(
+            f"{snapshot.name}: vectors of {snapshot.dimension:,} numbers; at most {MOST_DIMENSION:,} are read"
+        )
     loader = _Loader(snapshot, on_bad)
     for block in snapshot.blocks():
         with database.writing() as connection:
@@ -115,12 +124,13 @@ class _Loader:
         self._scopes: dict[str, int] = {}
         self._last: tuple[tuple[int, str], int] | None = None
         self._to_describe: list[int] = []
+        self._of_turns: dict[int, dict[str, Any]] = {}
         self._written = snapshot.written or datetime.now(UTC).replace(microsecond=0)
         self.done = Loaded()
 
     def load(self, connection: sqlite3.Connection, block: Block) -> None:
         finite: Any = np.isfinite(block.vectors).all(axis=1)
-        norms = np.linalg.norm(block.vectors.astype(np.float64), axis=1)
+        norms = np.sqrt(np.einsum("nd,nd->n", block.vectors, block.vectors, dtype=np.float64))
         off: Any = finite & (np.abs(norms - 1) > _UNIT_TOLERANCE) & (norms > 0)
         vectors: Vectors = block.vectors
         if off.any():
@@ -137,6 +147,7 @@ class _Loader:
                 self._add(connection, entry, vectors[i])
                 self.done.rows += 1
                 self.done.scaled += int(off[i])
+                self.done.zeros += int(norms[i] == 0)
             except InputError as error:
                 located = InputError(f"{self._snapshot.name}, entry {self._row}{_named(entry)}: {error}")
                 if self._on_bad is None:
@@ -144,11 +155,23 @@ class _Loader:
                 self.done.left_out += 1
                 self._on_bad(located)
             self._row += 1
+        for key, by_turn in self._of_turns.items():
+            (known,) = connection.execute(
+                "SELECT metadata FROM conversations WHERE conversation_key = ?", (key,)
+            ).fetchone()
+            metadata = json.loads(known)
+            before = metadata.get(_OF_TURNS)
+            told = (before if isinstance(before, dict) else {}) | by_turn
+            connection.execute(
+                "UPDATE conversations SET metadata = ? WHERE conversation_key = ?",
+                (json.dumps(metadata | {_OF_TURNS: told}), key),
+            )
+        self._of_turns.clear()
 
     def _add(self, connection: sqlite3.Connection, entry: Entry, vector: Vectors) -> None:
         row = _checked(entry, self._written)
         scope_id = self._scope(connection, row.scope)
-        key = self._conversation(connection, scope_id, row, entry)
+        key, new = self._conversation(connection, scope_id, row, entry)
         whole = row.text
         if row.turn is not None:
             whole = row.turn.text
@@ -189,6 +212,8 @@ class _Loader:
         connection.execute("INSERT INTO vectors VALUES (?, ?)", (passage_id, to_bytes(vector)))
         if row.turn is not None:
             t = row.turn
+            if not new and (beside := as_json(_beside(entry))):
+                self._of_turns.setdefault(key, {})[str(row.position)] = beside
             connection.execute(
                 "INSERT INTO turns (conversation_key, position, role, name, text, timestamp, digest) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -205,10 +230,11 @@ class _Loader:
             self._scopes[name] = number
         return self._scopes[name]
 
-    def _conversation(self, connection: sqlite3.Connection, scope_id: int, row: _Row, entry: Entry) -> int:
+    def _conversation(self, connection: sqlite3.Connection, scope_id: int, row: _Row, entry: Entry) -> tuple[int, bool]:
+        """Return the key of an entry's conversation, and whether this entry is the first of it."""
         identity = (scope_id, row.conversation_id)
         if self._last is not None and self._last[0] == identity:
-            return self._last[1]
+            return self._last[1], False
         found = connection.execute(
             "SELECT conversation_key FROM conversations WHERE scope_id = ? AND conversation_id = ?", identity
         ).fetchone()
@@ -229,7 +255,7 @@ class _Loader:
             if not described:
                 self._to_describe.append(key)
         self._last = (identity, key)
-        return int(key)
+        return int(key), not found
 
     def finish(self, connection: sqlite3.Connection) -> None:
         """Close gaps, describe conversations that were not, and tell the indexes how far each scope has got."""
@@ -276,6 +302,8 @@ def _checked(entry: Entry, near: datetime) -> _Row:
         raise InputError(f"{'summary' if identifier.strip() else 'conversation_id'}: empty")
     scope = entry.get("scope") or "default"
     check_text(scope, "scope")
+    if not scope.strip():
+        raise InputError(f"scope: {scope!r} is no name")
     numbers = {name: entry.get(name) for name in ("turn", "piece", "start")}
     for name, number in numbers.items():
         if number is not None and (type(number) is not int or not 0 <= number < 1 << 31):
@@ -304,6 +332,9 @@ def _record(row: _Row, entry: Entry, file_time: datetime) -> tuple[Conversation,
     """Return the conversation that an entry heads, and whether the entry described it in full."""
     told = entry.get("conversation")
     if isinstance(told, dict) and isinstance(told.get("summary"), str):
+        marks = told.get("generated") or []
+        if not isinstance(marks, list) or not all(isinstance(mark, str) for mark in marks):
+            raise InputError(f"conversation.generated: a list of names was expected, not {repr(marks)[:60]}")
         # Not `or`: what is written there is what was stored.
         record = Conversation(
             row.conversation_id,
@@ -313,13 +344,11 @@ def _record(row: _Row, entry: Entry, file_time: datetime) -> tuple[Conversation,
             entry.get("type"),
             told["summary"],
             told.get("metadata") or {},
-            frozenset(told.get("generated") or ()),
+            frozenset(marks),
         )
         if record.title and record.type and record.timestamp:
             return record, True
-    metadata = {key: value for key, value in entry.items() if key not in _OURS and value is not None}
-    if isinstance(entry.get("metadata"), dict):
-        metadata |= entry["metadata"]
+    metadata = _beside(entry)
     made: set[str] = set()
     if row.written is not None:
         metadata["timestamp_as_written"] = row.written
@@ -340,6 +369,15 @@ def _record(row: _Row, entry: Entry, file_time: datetime) -> tuple[Conversation,
     return Conversation(row.conversation_id, (), title, time, kind, row.text, metadata, frozenset(made)), (
         row.position == SUMMARY
     )
+
+
+def _beside(entry: Entry) -> dict[str, Any]:
+    """Return what an entry says that has no place of its own: another tool's keys, and ours where they mean nothing."""
+    ours = _OURS if isinstance(entry.get("turn"), int) else _OURS - {"role", "name", "text"}
+    found = {key: value for key, value in entry.items() if key not in ours and value is not None}
+    found = {key: value for key, value in found.items() if key not in _OURS or value != ""}
+    own = entry.get("metadata")
+    return found | (own if isinstance(own, dict) else {} if own is None else {"metadata": own})
 
 
 def _describe(connection: sqlite3.Connection, key: int) -> None:

@@ -145,6 +145,14 @@ class LatentMemory:
                 default = embedders.load(embedders.DEFAULT)
                 self._adopt(default)
                 return default
+            kind = known.name.partition(":")[0] if known else ""
+            if self._home is not None and known is not None and kind in embedders.FROM_OUTSIDE:
+                # A file may be anybody's.
+                raise EmbedderMismatchError(
+                    f"{self._path}: its vectors were made with {known.name[:80]!r}, which is not used because a file "
+                    "says so: it may send texts to a server, or load a model. If you trust it, name it: --embedder, "
+                    "or LatentMemory.open(path, embedder=...)"
+                )
             try:
                 self._embedder = embedders.load(known.name if known else embedders.DEFAULT)
             except InputError:
@@ -223,6 +231,10 @@ class LatentMemory:
         if isinstance(conversations, Conversation):
             conversations = [conversations]
         pending = 0
+        bulk = _BULK
+        if self._home is not None:
+            self._home.check_change()
+            bulk = max(bulk, self._home.worth_writing)
 
         def done(report: AddReport) -> None:
             nonlocal pending
@@ -230,7 +242,7 @@ class LatentMemory:
             scope_id = self._store.scope_id(scope)
             if scope_id is not None and total:
                 self._written.add(scope_id)
-                if total - pending >= _BULK:
+                if total - pending >= bulk:
                     # So that what waits in memory for an index stays bounded, however many come.
                     self._index(scope_id).commit()
                     pending = total
@@ -364,6 +376,8 @@ class LatentMemory:
         if (conversation_id is None) != everything:
             raise InputError("forget: give either a conversation_id, or everything=True for the whole scope")
         ids = None if conversation_id is None else checked_texts(conversation_id, "conversation_id")
+        if self._home is not None:
+            self._home.check_change()
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
             return 0
@@ -428,7 +442,7 @@ class LatentMemory:
             last=last,
             embedder=known.name if known else self.embedder.name,
             dimension=known.dimension if known else self.embedder.dimension,
-            bytes=size_of(self._path),
+            bytes=size_of(self._home.real if self._home is not None else self._path),
         )
 
     def reembed(self, embedder: str | Embedder, *, progress: Callable[[int, int], None] | None = None) -> int:
@@ -446,6 +460,8 @@ class LatentMemory:
         """
         from latent_memory import ingest
 
+        if self._home is not None:
+            self._home.check_change()
         new = embedders.load(embedder) if isinstance(embedder, str) else embedder
         count = ingest.reembed(self._store, new, progress)
         self.embedder = new
@@ -461,7 +477,7 @@ class LatentMemory:
         *,
         scope: str = DEFAULT_SCOPE,
         progress: Callable[[int], None] | None = None,
-    ) -> None:
+    ) -> int:
         """Write the memory to a file of one of the four layouts, or to a new store; a copy of all its scopes.
 
         Without a path: write back the file that it lives in, if it lives in one (a store is always saved).
@@ -471,26 +487,31 @@ class LatentMemory:
                 that ends in .json, .yaml, .db or .sqlite gets the conversations' summaries alone (docs/summaries.md).
             format: "csv_json", "npy_json", "hdf5", "pickle" or "sqlite" (a store), where the suffix does not say it.
             scope: whose summaries, if these are what is written.
-            progress: called with how many passages are written.
+            progress: called with how many of what is counted are written.
+
+        Returns:
+            How many passages were written; if only summaries, how many conversations.
 
         Raises:
-            InputError: if neither says what to write, or something else is there.
+            InputError: if neither says what to write, something else is there, or the memory lives there in another
+                format.
             StoreBusyError: if another process has the file open.
             StoreFullError: if the disk is full; what was there is as it was.
         """
-        if path is None:
-            if self._home is not None:
-                self._home.save()
-            return
         from latent_memory.portable import export, export_summaries
 
-        path = Path(path).expanduser()
+        here = self._home.real if self._home is not None else self._store.directory.resolve()
+        path = None if path is None else Path(path).expanduser()
+        if path is None or path.resolve() == here:
+            layout = self._home.layout if self._home is not None else STORE
+            if format not in (None, layout):
+                raise InputError(f"{path}: the memory itself lives there, as {layout}; name another place")
+            if self._home is not None:
+                self._home.save()
+            return self._store.counts(None)[2]
         if format is None and path.suffix.lower() in SUMMARY_SUFFIXES and not path.is_dir():
-            export_summaries(self._store, path, scope)
-        elif self._home is not None and path.resolve() == self._home.path.resolve():
-            self._home.save()
-        else:
-            export(self._store, path, format, progress)
+            return export_summaries(self._store, path, scope, progress)
+        return export(self._store, path, format, progress)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -67,19 +67,22 @@ class Home:
         self.layout = layout
         self.autosave = autosave
         self.notes: list[str] = []
-        self._keep = on_bad is None
+        self._left_out = 0
         self._process = os.getpid()
         self._saving = threading.Lock()
         self._dirty = False
         self._sums: Sums | None = None
         self._mark: snapshots.Mark | None = None
-        self._real = path.resolve()
-        self._lock = _lock(self._real, layout)
+        self.real = path.resolve()
+        self._lock = _lock(self.real, layout)
         try:
+            if self._lock is not None:
+                formats.load(layout).recover(self.real)
             self._working = self._empty_directory()
             try:
                 self.store = Store(self._working, durable=False)
                 try:
+                    # Before anything is read: what changes from now on is noticed when it is written back.
                     self._seen = self._look()
                     if any(self._seen.values()):
                         self._read(on_bad)
@@ -100,7 +103,7 @@ class Home:
         if self._lock is None:
             # Nothing can be written there.
             return Path(tempfile.mkdtemp(prefix="latent-memory-"))
-        working = _beside(self._real, self.layout, "working")
+        working = _beside(self.real, self.layout, "working")
         with as_ours(working):
             if working.exists():
                 shutil.rmtree(working)
@@ -108,32 +111,69 @@ class Home:
         return working
 
     def _read(self, on_bad: loading.OnBad | None) -> None:
-        snapshot = formats.load(self.layout).read(self._real)
-        # Before the rows are loaded: what changes from now on is noticed when it is written back.
-        self._seen = self._look()
-        done = loading.load(self.store.database, snapshot, on_bad=on_bad)
+        try:
+            snapshot = formats.load(self.layout).read(self.real)
+            done = loading.load(self.store.database, snapshot, on_bad=on_bad)
+        except OSError as error:
+            raise StoreError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from error
+        self._left_out = done.left_out
+        if snapshot.beside:
+            others = ", ".join(name[:40] for name in snapshot.beside[:10])
+            self.notes.append(
+                f"{self.path}: also holds {others}, which is no part of a memory and is gone when it is written back; "
+                "save the memory to another place if you need it"
+            )
         if not snapshot.summed:
             self.notes.append(f"{self.path}: carries no checksum, so it cannot be told whether it is whole")
         if done.scaled:
             self.notes.append(
                 f"{self.path}: {done.scaled:,} of {done.rows:,} vectors were not of length one; they were scaled to it"
             )
+        if done.zeros and not snapshot.summed:
+            self.notes.append(
+                f"{self.path}: {done.zeros:,} of {done.rows:,} vectors are nothing but zeros; only words find those"
+            )
         if done.rows and snapshot.embedder is None:
             self.notes.append(
-                f"{self.path}: does not say which model made its vectors of {snapshot.dimension} numbers; if recall "
-                f"needs others, make them with: latent-memory reembed --store {self.path} --embedder minilm"
+                f"{self.path}: does not say which model made its vectors of {snapshot.dimension} numbers. Recall needs "
+                f"that model: name it (--embedder), or make new vectors in a copy: {_reembedded_copy(self.path)}"
             )
 
     def _look(self) -> dict[str, Seen | None]:
         names = formats.files_of(self.layout)
         if not names:
-            return {"": Seen.of(self._real)}
-        return {name: Seen.of(self._real / name) for name in names}
+            return {"": Seen.of(self.real)}
+        return {name: Seen.of(self.real / name) for name in names}
 
     @property
     def behind(self) -> bool:
         """Whether the file lacks what the working store has, though it should not."""
         return self._dirty and self.autosave
+
+    @property
+    def worth_writing(self) -> int:
+        """After how many turns of a bulk a file is written back; one that cannot grow is written as a whole."""
+        return 0 if self.layout == "hdf5" or self._mark is None else len(self._mark.ids) // 2
+
+    def check_change(self) -> None:
+        """Look whether what is about to change could be written back.
+
+        Raises:
+            StoreError: if it could not; nothing has changed then.
+        """
+        if self._process != os.getpid():
+            raise StoreError(f"{self.path}: belongs to the process that opened it; open it again in this one")
+        if self.autosave:
+            self._check_writable()
+
+    def _check_writable(self) -> None:
+        if self._lock is None:
+            raise StoreError(f"{self.path}: nothing can be written there; save the memory to another place")
+        if self._left_out:
+            raise StoreError(
+                f"{self.path}: {self._left_out:,} of its rows were left out as it was read, and would be lost if it "
+                "were written back; save the memory to another place"
+            )
 
     def changed(self) -> None:
         """Take note that the working store has changed, and write it back if that is wanted now."""
@@ -145,16 +185,16 @@ class Home:
         """Write back what has changed.
 
         Raises:
-            StoreError: if another program has changed the file since it was opened, or nothing can be written there.
+            StoreError: if another program has changed the file since it was opened, nothing can be written there, or
+                rows were left out when it was read.
             StoreFullError: if the disk is full. Whatever is raised, the file is as it was.
         """
         with self._saving:
-            if not self._dirty or not self._keep:
+            if not self._dirty:
                 return
             if self._process != os.getpid():
                 raise StoreError(f"{self.path}: belongs to the process that opened it; open it again in this one")
-            if self._lock is None:
-                raise StoreError(f"{self.path}: nothing can be written there; save to another place")
+            self._check_writable()
             if self._look() != self._seen:
                 raise StoreError(
                     f"{self.path}: another program has changed it since it was opened. It was left alone; save this "
@@ -167,9 +207,9 @@ class Home:
                 # What other threads add waits, so that it is not taken for written.
                 with database.writing() as connection:
                     if not self._append():
-                        formats.load(self.layout).write(self._real, snapshots.snapshot_of(database, str(self.path)))
+                        formats.load(self.layout).write(self.real, snapshots.snapshot_of(database, str(self.path)))
                         self._sums = None
-                    self._mark = snapshots.mark(database, connection)
+                    self._mark = snapshots.mark(database, connection, self._mark)
                     self._seen = self._look()
             except BaseException:
                 self._dirty = True
@@ -188,7 +228,7 @@ class Home:
             return False
         from latent_memory.formats import hdf5
 
-        self._sums = hdf5.append(self._real, grown.blocks, grown.changed, self._sums)
+        self._sums = hdf5.append(self.real, grown.blocks, grown.changed, self._sums)
         return self._sums is not None
 
     def close(self) -> None:
@@ -206,70 +246,107 @@ class Home:
             _release(self._lock)
 
 
-def export(store: Store, path: Path, layout: str | None, progress: Callable[[int], None] | None = None) -> None:
-    """Write all that a store holds to a file or directory of another format, in the place of what is there.
+def export(store: Store, path: Path, layout: str | None, progress: Callable[[int], None] | None = None) -> int:
+    """Write all that a store holds to a file or directory of another format.
 
-    `progress` is called with how many passages are written.
+    A memory of the same format that is there is replaced; nothing else is.
+
+    Args:
+        store: what is written.
+        path: where to.
+        layout: one of `formats.NAMES` or STORE; by default the suffix tells, or what is there.
+        progress: called with how many passages are written.
+
+    Returns:
+        How many passages were written.
 
     Raises:
-        InputError: if neither the format nor the path's suffix says what to write, or a store is there.
+        InputError: if neither the format nor the path's suffix says what to write, or something else is there.
         StoreBusyError: if another process has it open.
     """
+    formats.check_regular(path)
     layout = layout or formats.by_suffix(path) or (formats.detect(path) if path.is_dir() else None)
     if layout is None:
         raise InputError(
-            f"{path}: which format? Give format= (--format), one of {', '.join((*formats.NAMES, STORE))}, or a name "
-            f"that ends in {', '.join(formats.SUFFIXES)}"
+            f"{path}: does not say which format to write; name one (--format, or format= in Python): "
+            f"{', '.join((*formats.NAMES, STORE))}; or end the name in {', '.join(formats.SUFFIXES)}, or for summaries "
+            f"alone in {', '.join(formats.SUMMARY_SUFFIXES)}"
         )
     formats.check_name(layout)
-    suffix = formats.by_suffix(path)
-    if suffix is not None and suffix != layout:
-        raise InputError(f"{path}: a name that ends in {path.suffix} is for the format {suffix}, not {layout}")
-    if path.is_dir() and (exists(path) or (not formats.files_of(layout) and layout != STORE)):
-        raise InputError(f"{path}: is a directory{' that holds a store' if exists(path) else ''}; name another place")
-    if path.is_file() and (formats.files_of(layout) or layout == STORE):
-        raise InputError(f"{path}: is a file, and {layout} makes a directory; name another place")
+    formats.check_suffix(path, layout)
+    _check_replaceable(path, layout)
     with store.database.snapshot():
         snapshot = _counted(snapshots.snapshot_of(store.database, str(store.directory)), progress)
         if layout == STORE:
             _export_store(snapshot, path)
-            return
+            return snapshot.rows
         lock = _lock(path.resolve(), layout)
         try:
             formats.load(layout).write(path, snapshot)
         finally:
             if lock is not None:
                 _release(lock)
+    return snapshot.rows
+
+
+def _check_replaceable(path: Path, layout: str) -> None:
+    """Raise InputError if there is something that is no memory of this format."""
+    if path.is_dir() and exists(path):
+        raise InputError(f"{path}: is a directory that holds a store; name another place")
+    if path.is_dir() and not formats.is_directory(layout):
+        raise InputError(f"{path}: is a directory, and {layout} is one file; name another place")
+    if path.is_file() and formats.is_directory(layout):
+        raise InputError(f"{path}: is a file, and {layout} makes a directory; name another place")
+    there = [path / name for name in formats.ALL_FILES if (path / name).exists()] or [path]
+    if (path.is_file() and path.stat().st_size) or there != [path]:
+        found = formats.detect(path)
+        if found != layout:
+            what = "no memory" if found is None else f"a memory of the format {found}"
+            raise InputError(f"{there[0]}: is there already, and is {what}; name another place, or remove it first")
 
 
 def _counted(snapshot: Snapshot, progress: Callable[[int], None] | None) -> Snapshot:
+    most = 0
+
     def blocks() -> Iterator[Block]:
+        # A layout that holds vectors and entries apart goes through them twice.
+        nonlocal most
         done = 0
         for block in snapshot.blocks():
             yield block
             done += len(block.entries)
-            if progress is not None:
+            if progress is not None and done > most:
+                most = done
                 progress(done)
 
     return replace(snapshot, blocks=blocks)
 
 
-def export_summaries(store: Store, path: Path, scope: str) -> None:
-    """Write the conversations of a scope as a metadata memory: their ids, titles, times, types and summaries."""
+def export_summaries(store: Store, path: Path, scope: str, progress: Callable[[int], None] | None = None) -> int:
+    """Write the conversations of a scope as a metadata memory: their ids, titles, times, types and summaries.
+
+    Returns:
+        How many conversations were written.
+    """
     from latent_memory.formats import summaries
 
+    formats.check_regular(path)
     scope_id = store.scope_id(scope)
+    offset = 0
 
     def conversations() -> Iterator[Conversation]:
-        offset = 0
+        nonlocal offset
         while page := store.conversations(scope_id or 0, _PAGE, offset):
             states = store.states(scope_id or 0, [info.conversation_id for info in page])
             # Newest first is for reading; files are written in the same order every time.
             yield from (states[info.conversation_id].record for info in page)
             offset += len(page)
+            if progress is not None:
+                progress(offset)
 
     with store.database.snapshot():
         summaries.write(path, conversations())
+    return offset
 
 
 def _export_store(snapshot: Snapshot, path: Path) -> None:
@@ -316,12 +393,17 @@ def adopt(store: Store, embedder: Embedder, path: Path) -> None:
             made = checked(embedder.embed(texts), rows=len(rows), dimension=known.dimension, made_by=embedder.name)
             near = max(near, float(np.median((made * stored).sum(axis=1))))
     if near < _SAME_MODEL:
+        why = "" if known is None or known.dimension == embedder.dimension else f", which makes {embedder.dimension}"
         raise EmbedderMismatchError(
             f"{path}: does not say which model made its vectors of {known and known.dimension} numbers, and it was not "
-            f"{embedder.name!r}. Name the one that did with --embedder, or make them anew: "
-            f"latent-memory reembed --store {path} --embedder {embedder.name}"
+            f"{embedder.name!r}{why}. Name the one that did (--embedder), or make new vectors in a copy: "
+            f"{_reembedded_copy(path)}; or in place: latent-memory reembed --store {path}"
         )
     store.adopt(identity(embedder))
+
+
+def _reembedded_copy(path: Path) -> str:
+    return f"latent-memory convert {path} COPY --format sqlite --reembed"
 
 
 def _beside(path: Path, layout: str, what: str) -> Path:
@@ -337,8 +419,8 @@ def _lock(path: Path, layout: str) -> FileLock | None:
         lock.acquire(timeout=_WAIT_SECONDS)
     except Timeout:
         raise StoreBusyError(
-            f"{path}: is open in another process, or twice in this one; close it there first. Many may share a store: "
-            f"latent-memory convert {path} STORE"
+            f"{path}: is open in another process, or twice in this one; close it there first. Many processes may share "
+            f"a store; once it is closed, make one with: latent-memory convert {path} STORE --format sqlite"
         ) from None
     except PermissionError:
         return None

@@ -96,7 +96,7 @@ class Conversation:
         for position, turn in enumerate(self.turns):
             if not isinstance(turn, Turn):
                 raise InputError(f"turns[{position}]: a Turn was expected, not {type(turn).__name__}")
-        object.__setattr__(self, "metadata", _as_json(self.metadata))
+        object.__setattr__(self, "metadata", as_json(self.metadata))
         if not self.turns and not self.summary:
             raise InputError("turns: empty; a conversation needs turns, or at least a summary")
 
@@ -230,7 +230,7 @@ def check_text(value: object, where: str) -> None:
         ) from None
 
 
-def _as_json(metadata: object) -> dict[str, Any]:
+def as_json(metadata: object) -> dict[str, Any]:
     """Return a copy of the metadata as it will come back from a file: tuples become lists, keys texts."""
     if not isinstance(metadata, Mapping):
         raise InputError(f"metadata: a mapping was expected, not {type(metadata).__name__}")

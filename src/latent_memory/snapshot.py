@@ -24,6 +24,12 @@ Entry: TypeAlias = dict[str, Any]
 BLOCK_ROWS = 4096
 
 
+# What an entry's values may be, a tuple for a list.
+JSON_TYPES = frozenset({str, int, float, bool, type(None), list, tuple, dict})
+# The widest embeddings in use have 12,288.
+MOST_DIMENSION = 1 << 14
+
+
 class Block(NamedTuple):
     """Some consecutive rows: vectors (m, d) float32, and m entries; an error in place of one that cannot be used."""
 
@@ -43,6 +49,7 @@ class Snapshot:
         name: what messages call the source.
         written: when the source was written; dates what tells no time itself.
         summed: whether the source carried checksums, which were right.
+        beside: what else the source holds that is no part of a memory, by name.
     """
 
     rows: int
@@ -52,6 +59,7 @@ class Snapshot:
     name: str = "memory"
     written: datetime | None = None
     summed: bool = False
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, vectors: Vectors, entries: Sequence[Entry], embedder: EmbedderIdentity | None = None) -> Snapshot:
@@ -84,6 +92,32 @@ class Snapshot:
                 raise InputError(f"{self.name}, entry {len(found)}: {entry}")
             found.append(entry)
         return found
+
+
+def maker(told: Any, name: str, dimension: int | None) -> EmbedderIdentity | None:
+    """Return what a file of ours tells of the embedder that made its vectors; None if it tells nothing.
+
+    Args:
+        told: what stands there.
+        name: what messages call the file.
+        dimension: how many numbers its vectors have; None if it has none.
+
+    Raises:
+        InputError: if it is not what this library writes.
+    """
+    if told is None:
+        return None
+    try:
+        made_by = EmbedderIdentity(**told)
+    except TypeError:
+        made_by = None
+    if (
+        made_by is None
+        or [type(part) for part in made_by] != [str, int, str]
+        or dimension not in (made_by.dimension, None)
+    ):
+        raise InputError(f"{name}: what it tells of its embedder is not what this library writes: {repr(told)[:60]}")
+    return made_by
 
 
 def stacked(blocks: Iterable[Vectors], dimension: int) -> Vectors:
@@ -131,6 +165,12 @@ def paired(
 
 
 def _entry(value: Any) -> Entry | InputError:
-    if isinstance(value, (dict, InputError)):
+    if isinstance(value, InputError):
+        return value
+    if isinstance(value, dict):
+        for key, told in value.items():
+            if type(key) is not str or type(told) not in JSON_TYPES:
+                kind = type(told).__name__ if type(key) is str else f"key that is no text, but a {type(key).__name__}"
+                return InputError(f"{str(key)[:40]}: a {kind}; texts, numbers, lists and objects were expected")
         return value
     return InputError(f"an object was expected, not {repr(value)[:60]}")

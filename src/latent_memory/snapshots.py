@@ -135,11 +135,18 @@ def watch(database: Database) -> None:
         )
 
 
-def mark(database: Database, connection: sqlite3.Connection) -> Mark:
-    """Return the state of a store, inside a write, and forget which conversations were changed before it."""
+def mark(database: Database, connection: sqlite3.Connection, since: Mark | None = None) -> Mark:
+    """Return the state of a store, inside a write, and forget which conversations were changed before it.
+
+    With a mark `since`, only what was added after it is read, if nothing was deleted.
+    """
     connection.execute("DELETE FROM touched")
-    ids = np.array(database.rows("SELECT passage_id FROM passages ORDER BY passage_id"), np.int64).ravel()
-    return Mark(ids, _deletions(database), _generation(database))
+    deletions, generation = _deletions(database), _generation(database)
+    stands = since is not None and (since.deletions, since.generation) == (deletions, generation)
+    ids = since.ids if since is not None and stands else np.zeros(0, np.int64)
+    last = int(ids[-1]) if len(ids) else 0
+    rows = database.rows("SELECT passage_id FROM passages WHERE passage_id > ? ORDER BY passage_id", last)
+    return Mark(np.concatenate([ids, np.array(rows, np.int64).ravel()]), deletions, generation)
 
 
 def growth(database: Database, since: Mark) -> Growth | None:

@@ -38,15 +38,15 @@ _MOST_DEEP = 100
 _MOST_DIMENSIONS = 8
 # Beyond it, many integers have the same hash.
 _MOST_KEY = (1 << 61) - 2
-# Python shows no longer ones.
-_MOST_BITS = 8192
+# JSON in Python reads whole numbers of up to 4,300 digits; the text of longer ones takes ever longer to make.
+_MOST_BITS = 14_284
 # An empty array may be wide in a file of few bytes.
 _MOST_WIDE = 1 << 20
 # Shared texts, as a title that all rows of a conversation refer to, make the whole larger than the file.
 _MOST_TIMES_THE_FILE = 100
 _MOST_AT_LEAST = 1 << 26
-# What a value and a container take in memory, roughly.
-_VALUE, _CONTAINER = 8, 64
+# What a value takes in memory, roughly, a list or an empty dict, an empty set, and a key or member of the latter two.
+_VALUE, _CONTAINER, _SET, _MEMBER = 8, 64, 216, 64
 
 _STOP, _MEMOIZE, _SHORT_TEXT, _SHORT_GET = ord("."), 0x94, 0x8C, ord("h")
 
@@ -75,11 +75,37 @@ def unpickled(data: bytes, name: str) -> Any:
         raise StoreDamagedError(f"{name}: not readable as a pickle ({told}). Restore the file from a backup") from None
 
 
+def takes(value: Any, depth: int) -> bool:
+    """Tell whether a value, made of JSON's types, comes back from a pickle that holds it so deep."""
+    try:
+        _Copy(_Budget(1 << 62)).plain(value, depth)
+    except InputError:
+        return False
+    return True
+
+
 def _refuse(what: str) -> NoReturn:
+    hint = _HINTS.get(what, "Do not open it with another program, unless you trust whoever made it")
     raise InputError(
-        f"asks for {what[:200]!r}, which arrays and plain containers do not need; refused, and nothing was run. Do not "
-        "open it with another program, unless you trust whoever made it"
+        f"asks for {what[:200]!r}, which arrays and plain containers do not need; refused, and nothing was run. {hint}"
     )
+
+
+# What honest people have in their pickles.
+_HINTS = {
+    **dict.fromkeys(
+        ("datetime.datetime", "datetime.date", "pandas._libs.tslibs.timestamps._unpickle_timestamp"),
+        "If it is yours, write times as texts (time.isoformat()) and save it again",
+    ),
+    **dict.fromkeys(
+        ("pandas.core.frame.DataFrame", "pandas.DataFrame"),
+        'If it is yours, save {"embeddings": frame.to_numpy(), "metadata": [...]} instead',
+    ),
+    **dict.fromkeys(
+        ("collections.defaultdict", "decimal.Decimal", "uuid.UUID", "pathlib.PosixPath", "pathlib._local.PosixPath"),
+        "If it is yours, make plain dicts, numbers and texts of such values and save it again",
+    ),
+}
 
 
 class _Budget:
@@ -123,7 +149,9 @@ class _Dtype:
         """Return the type that is called so."""
         match = _NUMBERS.fullmatch(code) if isinstance(code, str) else None
         if not match or match[3] not in _ALLOWED_SIZES[match[2]]:
-            raise InputError(f"an array of {code!r:.80}, which are no plain numbers; refused")
+            # Not the repr of anything else: what refers to itself over and over has one without end.
+            shown = repr(code[:40]) if isinstance(code, str) else f"a {type(code).__name__}"
+            raise InputError(f"NumPy data of the type {shown}, which are no plain numbers; refused")
         return cls(match[2] + match[3], match[1])
 
     def build(self, state: Any) -> None:
@@ -249,6 +277,7 @@ class _Reader:
             raise ValueError(f"a frame of {told:,} bytes goes beyond its end")
 
     def mark(self) -> None:
+        self._budget.take(_CONTAINER)
         self._marks.append(self._stack)
         self._stack = []
 
@@ -300,6 +329,7 @@ class _Reader:
         self._put(int(self._line()))
 
     def tuple_of_marked(self) -> None:
+        self._budget.take(_CONTAINER)
         items = self._marked()
         self._stack.append(tuple(items))
 
@@ -321,6 +351,7 @@ class _Reader:
 
     def dict_of_marked(self) -> None:
         items = self._marked()
+        self._budget.take(_CONTAINER)
         self._stack.append({})
         self._set(items)
 
@@ -335,6 +366,7 @@ class _Reader:
         target = self._stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise TypeError("sets an item of what is no dict")
+        self._budget.take(_MEMBER * len(items) // 2)
         for at in range(0, len(items), 2):
             target[_key(items[at])] = items[at + 1]
 
@@ -343,10 +375,12 @@ class _Reader:
         target = self._stack[-1]
         if type(target) is not set:
             raise TypeError("adds to what is no set")
+        self._budget.take(_MEMBER * len(items))
         target.update(map(_key, items))
 
     def frozen_set(self) -> None:
         items = self._marked()
+        self._budget.take(_SET + _MEMBER * len(items))
         self._stack.append(set(map(_key, items)))
 
     def name(self) -> None:
@@ -411,10 +445,10 @@ class _Reader:
             case "dict", ():
                 return {}
             case "dict", (list() as pairs,):
-                self._budget.take(_CONTAINER * len(pairs))
+                self._budget.take(_CONTAINER + _MEMBER * len(pairs))
                 return {_key(key): value for key, value in map(_pair, pairs)}
             case (("set" | "frozenset"), (list() | tuple() as items,)):
-                self._budget.take(_CONTAINER * len(items))
+                self._budget.take(_SET + _MEMBER * len(items))
                 return set(map(_key, items))
             case (("set" | "frozenset"), ()):
                 return set()
@@ -445,7 +479,15 @@ def _pair(pair: Any) -> Any:
     return pair
 
 
-def _pushes(make: Callable[[_Reader], Any]) -> Callable[[_Reader], None]:
+def _pushes(make: Callable[[_Reader], Any], cost: int = 0) -> Callable[[_Reader], None]:
+    if cost:
+
+        def push_container(reader: _Reader) -> None:
+            reader._budget.take(cost)
+            reader._stack.append(make(reader))
+
+        return push_container
+
     def push(reader: _Reader) -> None:
         reader._stack.append(make(reader))
 
@@ -461,6 +503,7 @@ def _joined(count: int) -> Callable[[_Reader], None]:
         stack = reader._stack
         if len(stack) < count:
             raise IndexError("a tuple of more than there is")
+        reader._budget.take(_CONTAINER)
         stack[-count:] = [tuple(stack[-count:])]
 
     return join
@@ -509,14 +552,14 @@ _BY_OPCODE: dict[bytes, Callable[[_Reader], None]] = {
     b"\x86": _joined(2),
     b"\x87": _joined(3),
     b"l": _Reader.list_of_marked,
-    b"]": _pushes(lambda _: []),
+    b"]": _pushes(lambda _: [], _CONTAINER),
     b"a": _Reader.append,
     b"e": _Reader.appends,
     b"d": _Reader.dict_of_marked,
-    b"}": _pushes(lambda _: {}),
+    b"}": _pushes(lambda _: {}, _CONTAINER),
     b"s": _Reader.set_item,
     b"u": _Reader.set_items,
-    b"\x8f": _pushes(lambda _: set()),
+    b"\x8f": _pushes(lambda _: set(), _SET),
     b"\x90": _Reader.add_items,
     b"\x91": _Reader.frozen_set,
     b"c": _Reader.name,
@@ -562,7 +605,7 @@ class _Copy:
         if kind is np.ndarray:
             self._take(_CONTAINER + value.nbytes)
             return value
-        self._take(_CONTAINER)
+        self._take((_SET if kind is set else _CONTAINER) + (_MEMBER * len(value) if kind in (set, dict) else 0))
         if depth > _MOST_DEEP:
             raise InputError("nested too deeply, or within itself; refused")
         if kind is dict:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,10 +94,11 @@ def test_any_entries_and_any_numbers_come_back_bit_for_bit(
     flat = data.draw(st.lists(number, min_size=3 * len(entries), max_size=3 * len(entries)))
     vectors = np.array(flat, np.float32).reshape(len(entries), 3)
     with somewhere() as directory:
-        back = written_and_read(place(directory, layout), layout, Snapshot.of(vectors, entries, MADE_BY))
+        made_by = MADE_BY._replace(dimension=3)
+        back = written_and_read(place(directory, layout), layout, Snapshot.of(vectors, entries, made_by))
         assert as_json(back.entries) == as_json(entries)
         assert back.vectors.tobytes() == vectors.tobytes()
-        assert (back.rows, back.dimension, back.embedder, back.summed) == (len(entries), 3, MADE_BY, True)
+        assert (back.rows, back.dimension, back.embedder, back.summed) == (len(entries), 3, made_by, True)
 
 
 @every_layout
@@ -103,11 +106,16 @@ def test_the_ends_of_float32_come_back_bit_for_bit(layout: str, tmp_path: Path) 
     info = np.finfo(np.float32)
     ends = [info.max, info.min, info.tiny, info.smallest_subnormal, -info.smallest_subnormal, -0.0, 0.0, 1 / 3]
     bits = np.random.default_rng(0).integers(0, 1 << 32, 9_000, dtype=np.uint32).view(np.float32)
-    values = np.array([*ends, *bits[np.isfinite(bits)][:7992]], np.float32).reshape(-1, 8)
+    # Their shortest decimals lie so near the middle between two float32s that by way of a double they become the other.
+    middles = np.array([0x15AE43FD, 0x95AE43FD], np.uint32).view(np.float32)
+    values = np.array([*ends, *middles, *bits[np.isfinite(bits)][:7990]], np.float32).reshape(-1, 8)
     entries = [{"conversation_id": str(i)} for i in range(len(values))]
     back = written_and_read(place(tmp_path, layout), layout, Snapshot.of(values, entries))
     assert back.vectors.tobytes() == values.tobytes()
     assert back.embedder is None
+    if layout == "csv_json":
+        plainly = pd.read_csv(place(tmp_path, layout) / "embeddings.csv").values
+        assert plainly.astype(np.float32).tobytes() == values.tobytes()
 
 
 @every_layout
@@ -115,14 +123,17 @@ def test_the_ends_of_float32_come_back_bit_for_bit(layout: str, tmp_path: Path) 
 def test_any_number_of_rows_comes_back(layout: str, rows: int, tmp_path: Path) -> None:
     vectors = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
     entries = [{"conversation_id": f"c{i}", "summary": STRANGE, "timestamp": None} for i in range(rows)]
-    back = written_and_read(place(tmp_path, layout), layout, Snapshot.of(vectors, entries, MADE_BY))
+    made_by = MADE_BY._replace(dimension=2)
+    back = written_and_read(place(tmp_path, layout), layout, Snapshot.of(vectors, entries, made_by))
     assert back.vectors.tobytes() == vectors.tobytes()
     assert back.entries == entries
 
 
 @every_layout
 def test_writing_the_same_again_makes_the_same_file(layout: str, tmp_path: Path) -> None:
-    snapshot = Snapshot.of(np.eye(3, dtype=np.float32), [{"conversation_id": c, "summary": c} for c in "abc"], MADE_BY)
+    snapshot = Snapshot.of(
+        np.eye(3, 4, dtype=np.float32), [{"conversation_id": c, "summary": c} for c in "abc"], MADE_BY
+    )
     for name in ("one", "two"):
         formats.load(layout).write(place(tmp_path, layout, name), snapshot)
     one, two = (
@@ -210,6 +221,40 @@ def test_a_memory_passes_through_two_layouts_and_a_store_unchanged(
 
 
 @every_layout
+@pytest.mark.parametrize("then", LAYOUTS)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_any_memory_passes_through_two_layouts_and_a_store_bit_for_bit(
+    layout: str, then: str, data: st.DataObject
+) -> None:
+    texts = data.draw(st.lists(st.tuples(TEXT.filter(str.strip), TEXT, METADATA, TIMES), min_size=1, max_size=4))
+    number = st.floats(-(2.0**60), 2.0**60, width=32)
+    rows = data.draw(st.lists(st.lists(number, min_size=3, max_size=3).filter(any), min_size=4, max_size=4))
+    with somewhere() as directory:
+        with LatentMemory.open(directory / "source", embedder=HashingEmbedder(3)) as source:
+            source.add(
+                Conversation(f"c{i}", [Turn("user", text, time, name or None)], title=name, metadata=metadata)
+                for i, (text, name, metadata, time) in enumerate(texts)
+            )
+            entries = snapshot_of(source._store.database, "").entries
+        # Whatever numbers an embedder makes; brought to length one, they stay.
+        vectors = unit(np.array(rows[: len(entries)]) / np.abs(rows[: len(entries)]).max(axis=1, keepdims=True))
+        formats.load(layout).write(
+            place(directory, layout), Snapshot.of(vectors, entries, MADE_BY._replace(dimension=3))
+        )
+        with LatentMemory.open(place(directory, layout)) as first:
+            expected = state(first)
+            assert expected[1] == vectors.tobytes()
+            assert as_json(expected[0]) == as_json(entries)
+            first.save(directory / "store", "sqlite")
+        with LatentMemory.open(directory / "store") as store:
+            store.save(place(directory, then, "second"), then)
+        with LatentMemory.open(place(directory, then, "second")) as second:
+            assert state(second) == expected
+            assert as_json(state(second)[0]) == as_json(entries)
+
+
+@every_layout
 def test_a_memory_that_lives_in_a_file_becomes_what_one_in_a_store_does(layout: str, tmp_path: Path) -> None:
     for path in (tmp_path / "store", place(tmp_path, layout)):
         kind = "sqlite" if path.name == "store" else layout
@@ -219,12 +264,16 @@ def test_a_memory_that_lives_in_a_file_becomes_what_one_in_a_store_does(layout: 
         assert state(memory) == state(store)
 
 
+# Of a zone, its whole minutes: what ISO 8601 holds.
+MINUTES = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+ZONES: Any = st.none() | st.just(UTC) | MINUTES
+TIMES = st.none() | st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=ZONES)
 TURNS = st.lists(
     st.builds(
         Turn,
         role=st.sampled_from(("user", "assistant", "tool")),
         text=TEXT.filter(str.strip) | st.text("abc. \n\u3000", min_size=1_500, max_size=2_500).filter(str.strip),
-        timestamp=st.none() | st.datetimes(timezones=st.none() | st.timezones().map(lambda _: BERLIN) | st.just(UTC)),
+        timestamp=TIMES,
         name=st.none() | TEXT,
     ),
     max_size=3,
@@ -625,6 +674,9 @@ BAD_ENTRIES: dict[str, tuple[Any, str]] = {
     "a role that is none": ({**PLAIN[2], "turn": 0, "role": "king"}, "role"),
     "a turn that is none": ({**PLAIN[2], "turn": -1}, "turn"),
     "a piece of nothing": ({**PLAIN[2], "turn": 3, "piece": 1}, "piece"),
+    "a scope that is no name": ({**PLAIN[2], "scope": "  "}, "scope"),
+    "marks that are no list": ({**PLAIN[2], "conversation": {"summary": "x", "generated": 5}}, "generated"),
+    "marks that are no texts": ({**PLAIN[2], "conversation": {"summary": "x", "generated": [[1]]}}, "generated"),
     "a start beyond all": ({**PLAIN[2], "turn": 0, "text": "other", "start": 2}, "start"),
     "metadata that JSON cannot hold": ({**PLAIN[2], "x": float("nan")}, "metadata"),
 }
@@ -654,6 +706,66 @@ def test_an_hdf5_text_cut_in_the_middle_of_a_character(tmp_path: Path) -> None:
         cut.decode()
     refused(path, "entry 1", "summary: not UTF-8")
     rest(path, ["tea", "tax"], "fixed width")
+
+
+@pytest.mark.parametrize("field", ["summary", "timestamp", "scope", "title", "type", "text", "role", "turn", "new"])
+@pytest.mark.parametrize("value", [np.zeros(2), b"bytes", {1, 2}, [np.zeros(1)], {"a": b""}], ids=repr)
+def test_a_pickled_entry_that_holds_what_json_does_not(field: str, value: Any, tmp_path: Path) -> None:
+    bad = {**PLAIN[2], "turn": 0, field: value}
+    path = write_plainly(tmp_path / "memory.pkl", "pickle", np.eye(3), [PLAIN[0], bad, PLAIN[1]])
+    refused(path, "entry 1", "texts, numbers, lists and")
+    rest(path, ["tea", "übung"], "texts, numbers, lists and")
+
+
+def test_blank_lines_at_the_end_of_a_csv_are_none(tmp_path: Path) -> None:
+    for rows in (3, 4094, 4095, 4096, 4097):
+        path = write_plainly(tmp_path / f"memory{rows}", "csv_json", np.ones((rows, 1)), entries_of(rows))
+        with (path / "embeddings.csv").open("a") as file:
+            file.write("\n \n\n")
+        assert len(formats.load("csv_json").read(path).entries) == rows
+
+
+@every_layout
+def test_an_empty_memory_is_one_that_plain_tools_read(layout: str, tmp_path: Path) -> None:
+    with LatentMemory.open(tmp_path / "store") as memory:
+        assert memory.save(place(tmp_path, layout), layout) == 0
+    vectors, entries = plainly_read(place(tmp_path, layout), layout)
+    assert (len(vectors), len(entries)) == (0, 0)
+    with LatentMemory.open(place(tmp_path, layout), embedder="hashing") as memory:
+        memory.add(Conversation("a", [Turn("user", "hello")]))
+    with LatentMemory.open(place(tmp_path, layout)) as memory:
+        assert memory.recall("hello")[0].passage.conversation_id == "a"
+
+
+@every_layout
+def test_what_another_tool_says_besides_is_kept(layout: str, tmp_path: Path) -> None:
+    if layout == "hdf5":
+        pytest.skip("a compound has texts and numbers only")
+    entries: list[dict[str, Any]] = [
+        {**PLAIN[0], "mood": "calm", "metadata": "free text", "role": "assistant", "text": "in full"},
+        {"conversation_id": "talk", "summary": "hello", "timestamp": None, "turn": 0, "mood": "glad"},
+        {"conversation_id": "talk", "summary": "good day", "timestamp": None, "turn": 1, "mood": "calm", "stars": 3},
+    ]
+    path = write_plainly(place(tmp_path, layout), layout, hashed(entries), entries)
+    with LatentMemory.open(path, embedder="hashing") as memory:
+        memory.add(Conversation("new", [Turn("user", "Coffee as well.")]))
+    with LatentMemory.open(path) as memory:
+        tea, talk = memory.get("tea"), memory.get("talk")
+        assert tea is not None
+        assert talk is not None
+        assert tea.metadata == {"mood": "calm", "metadata": "free text", "role": "assistant", "text": "in full"}
+        assert talk.metadata == {"mood": "glad", "turn_metadata": {"1": {"mood": "calm", "stars": 3}}}
+
+
+def test_what_else_a_file_holds_is_told(tmp_path: Path) -> None:
+    (tmp_path / "memory.pkl").write_bytes(pickle.dumps({"embeddings": hashed(), "metadata": PLAIN, "labels": [1, 2]}))
+    write_plainly(tmp_path / "memory.h5", "hdf5", hashed(), PLAIN)
+    with h5py.File(tmp_path / "memory.h5", "a") as file:
+        file["labels"] = [1, 2]
+        file.attrs["model"] = "mine"
+    for name, others in (("memory.pkl", "'labels'"), ("memory.h5", "labels, model")):
+        with LatentMemory.open(tmp_path / name) as memory:
+            assert any(f"also holds {others}, which" in note for note in memory.notes)
 
 
 CSV_TEXTS: dict[str, tuple[str, list[str]]] = {
@@ -873,3 +985,157 @@ def test_the_csv_is_one_that_the_csv_module_reads(tmp_path: Path) -> None:
     path = small(tmp_path / "memory", "csv_json")
     with (path / "embeddings.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [list("0123"), ["1.0", "0.0", "0.0", "0.0"], ["0.0", "1.0", "0.0", "0.0"]]
+
+
+# -- what a stranger could have made ------------------------------------------------------------------------
+
+
+def forged(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a directory's header, and give it the sum that belongs to it."""
+    header = json.loads((directory / "latent_memory.json").read_text())
+    del header["sha256"]
+    change(header)
+    whole = hashlib.sha256(json.dumps(header, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(header | {"sha256": whole}, ensure_ascii=False, indent=1) + "\n"
+    (directory / "latent_memory.json").write_text(text)
+
+
+@pytest.mark.parametrize("layout", DIRECTORIES)
+def test_a_header_reaches_no_other_files(layout: str, tmp_path: Path) -> None:
+    path = small(tmp_path / "memory", layout)
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    told = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    for name in ("../victim.txt", str(victim), "victim.txt"):
+        forged(path, lambda header, name=name: header["files"].update({name: told}))  # type: ignore[misc]
+        refused(path, "latent_memory.json", "not what this library writes")
+        assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("layout", DIRECTORIES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": []},
+        {"files": "x"},
+        {"files": None},
+        {"files": {"metadata.json": {}}},
+        {"files": {"metadata.json": "x"}},
+        {"version": "1"},
+        {"version": None},
+        {"version": [1]},
+        {"layout": None},
+        {"layout": "pickle"},
+        {"dimension": "4"},
+        {"embedder": "hashing"},
+        {"embedder": {"name": "hashing"}},
+        {"embedder": {"name": ["x"], "dimension": 4, "fingerprint": ""}},
+        {"embedder": {"name": "hashing", "dimension": 99, "fingerprint": ""}},
+    ],
+    ids=repr,
+)
+def test_a_header_of_another_shape_is_refused(layout: str, change: dict[str, Any], tmp_path: Path) -> None:
+    path = small(tmp_path / "memory", layout)
+    forged(path, lambda header: header.update(change))
+    refused(path, "latent_memory.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in directories")
+@pytest.mark.parametrize("layout", DIRECTORIES)
+def test_a_header_that_is_no_file_is_refused(layout: str, tmp_path: Path) -> None:
+    path = small(tmp_path / "memory", layout)
+    (path / "latent_memory.json").unlink()
+    os.mkfifo(path / "latent_memory.json")
+    with pytest.raises(InputError, match=r"latent_memory\.json: is no file"):
+        LatentMemory.open(path)
+
+
+def test_links_in_a_directory_lead_nothing_out_of_it(tmp_path: Path) -> None:
+    path = write_plainly(tmp_path / "memory", "npy_json", hashed(), PLAIN)
+    (path / "latent_memory.json").symlink_to(tmp_path / "made.json")
+    with LatentMemory.open(path, embedder="hashing") as memory:
+        memory.add(Conversation("new", [Turn("user", "Coffee as well.")]))
+    assert not (tmp_path / "made.json").exists()
+    assert len(formats.load("npy_json").read(path).entries) == 4
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["(" * 150, "-" * 9_000 + "1", "{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4), }", "x" * 60_000],
+)
+def test_an_npy_header_that_was_made_to_hurt(header: str, tmp_path: Path) -> None:
+    path = write_plainly(tmp_path / "memory", "npy_json", np.eye(3), PLAIN)
+    told = header.encode() + b"\n"
+    (path / "embeddings.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(told).to_bytes(2, "little") + told + bytes(48))
+    refused(path, "embeddings.npy")
+    (path / "embeddings.npy").write_bytes(b"\x93NUMPY\x02\x00" + b"\xff" * 4 + told)
+    refused(path, "embeddings.npy", "bytes")
+
+
+def test_vectors_wider_than_any_are_refused_before_room_is_made_for_them(tmp_path: Path) -> None:
+    path = write_plainly(tmp_path / "memory", "csv_json", np.eye(3), PLAIN)
+    (path / "embeddings.csv").write_text(",".join(["c"] * 300_000) + "\n" + "1\n" * 3)
+    refused(path, "vectors of 300,000 numbers")
+
+
+def many_of_one_text(path: Path) -> None:
+    """Write a file in which the references of all rows point at one text of 1 MB."""
+    text = h5py.string_dtype()
+    rows = np.empty(1_000, [("conversation_id", text), ("summary", text), ("timestamp", text)])
+    for i in range(1_000):
+        rows[i] = (f"c{i}", "x" * 1_000_000 if i == 0 else "y", "2025-01-01")
+    with h5py.File(path, "w") as file:
+        file["embeddings"] = np.ones((1_000, 2), np.float32)
+        file["metadata"] = rows
+        offset = file["metadata"].id.get_offset()
+        size = file["metadata"].id.get_storage_size() // 1_000
+    whole = bytearray(path.read_bytes())
+    for i in range(1_000):
+        whole[offset + i * size + 16 : offset + i * size + 32] = whole[offset + 16 : offset + 32]
+    path.write_bytes(whole)
+
+
+def test_an_hdf5_text_that_all_rows_refer_to_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "memory.h5"
+    many_of_one_text(path)
+    refused(path, "far more than a file of")
+
+
+def test_hdf5_chunks_that_unpack_to_much_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "memory.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("embeddings", (8, 2), "f4", data=np.ones((8, 2)))
+        kind = np.dtype([("conversation_id", "S9"), ("summary", "S40000000"), ("timestamp", "S9")])
+        rows = file.create_dataset("metadata", (8,), kind, chunks=(8,), compression="gzip")
+        rows[0:1] = np.array([(b"a", b"b", b"c")], kind)
+    refused(path, "chunks of")
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["[]", "7", '{"version": 1}', '{"version": "1", "embedder": null}', '{"version": 1, "embedder": {"name": 1}}', "x"],
+)
+def test_an_hdf5_header_of_another_shape_is_refused(told: str, tmp_path: Path) -> None:
+    path = write_plainly(tmp_path / "memory.h5", "hdf5", np.eye(3), PLAIN)
+    with h5py.File(path, "a") as file:
+        file.attrs["latent_memory"] = told
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"version": np.zeros(2), "embedder": None},
+        {"version": 1, "embedder": np.zeros(2)},
+        {"version": 1, "embedder": {"name": ["x"], "dimension": 3, "fingerprint": ""}},
+        {"version": 1, "embedder": {"name": "hashing", "dimension": 99, "fingerprint": ""}},
+        {"version": "1", "embedder": None},
+        {"version": 1},
+        7,
+    ],
+    ids=repr,
+)
+def test_a_pickle_header_of_another_shape_is_refused(told: Any, tmp_path: Path) -> None:
+    data = pickle.dumps({"embeddings": np.eye(3), "metadata": PLAIN, "latent_memory": told})
+    (tmp_path / "memory.pkl").write_bytes(data + b"\n# sha256 " + hashlib.sha256(data).hexdigest().encode() + b"\n")
+    refused(tmp_path / "memory.pkl")

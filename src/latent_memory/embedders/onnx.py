@@ -91,7 +91,8 @@ class OnnxEmbedder:
             with contextlib.suppress(EmbedderError):
                 self._session  # noqa: B018 - making it is what is wanted
 
-        threading.Thread(target=load, daemon=True).start()
+        # Not a daemon: a process that ended within onnxruntime would be aborted.
+        threading.Thread(target=load).start()
 
     @property
     def _tokenizer(self) -> Tokenizer:

@@ -4,6 +4,7 @@ One module a layout, each with
 
     read(path) -> Snapshot       the file is checked whole against its SHA-256 first, then streamed
     write(path, snapshot)        the file changes as a whole or not at all
+    recover(path)                what a killed process has begun is finished, or cleared away
 
 Knows nothing of the store, of embedders or of what an entry says: rows are vectors and JSON data (see snapshot.py).
 """
@@ -28,6 +29,7 @@ SUMMARY_SUFFIXES: Mapping[str, str] = MappingProxyType(
 )
 # By the file that a directory of this layout has beside metadata.json.
 DIRECTORIES: Mapping[str, str] = MappingProxyType({"embeddings.csv": "csv_json", "embeddings.npy": "npy_json"})
+ALL_FILES = (*DIRECTORIES, "metadata.json", "latent_memory.json")
 NAMES = (*DIRECTORIES.values(), *dict.fromkeys(SUFFIXES.values()))
 # The format beside these: a store in a directory, which many processes may share.
 STORE = "sqlite"
@@ -40,6 +42,10 @@ class Layout(Protocol):
 
     def read(self, path: Path) -> Snapshot:
         """Check the file whole, and return what it holds."""
+        ...
+
+    def recover(self, path: Path) -> None:
+        """Finish or clear away what a killed process has begun, if there is any; for who has the file to itself."""
         ...
 
     def write(self, path: Path, snapshot: Snapshot) -> None:
@@ -100,10 +106,38 @@ def layout_of(path: Path, wanted: str | None = None) -> str:
         InputError: if the format that is wanted is unknown, or is not the one that is there.
     """
     check_name(wanted)
+    check_regular(path)
     found = STORE if path.is_dir() and exists(path) else detect(path)
     if found and wanted and found != wanted:
         raise InputError(f"{path}: is of the format {found}, not {wanted}; leave the format out, or name another place")
-    return found or wanted or by_suffix(path) or STORE
+    layout = found or wanted or by_suffix(path) or STORE
+    if not found:
+        check_suffix(path, layout)
+    if path.is_dir() and not is_directory(layout):
+        raise InputError(f"{path}: is a directory, and {layout} is one file; name another place")
+    if path.is_file() and is_directory(layout):
+        what = "nothing that is known as a memory" if wanted is None else f"a file, and {layout} is a directory"
+        raise InputError(f"{path}: is {what}; name another place, or add what it holds with: latent-memory add {path}")
+    return layout
+
+
+def check_suffix(path: Path, layout: str) -> None:
+    """Raise InputError if the path's name says that it is of another format than this."""
+    suffix = path.suffix.lower()
+    told = SUFFIXES.get(suffix) or ("summaries" if suffix in SUMMARY_SUFFIXES else None)
+    if told not in (layout, None):
+        raise InputError(f"{path}: a name that ends in {path.suffix} is for the format {told}, not {layout}")
+
+
+def is_directory(layout: str) -> bool:
+    """Tell whether a memory of this format is a directory."""
+    return layout == STORE or bool(files_of(layout))
+
+
+def check_regular(path: Path) -> None:
+    """Raise InputError if there is something that is neither a file nor a directory: a pipe, a device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: is neither a file nor a directory; name another place")
 
 
 def check_name(name: str | None) -> None:

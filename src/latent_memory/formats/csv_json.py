@@ -6,7 +6,7 @@ Numbers are written with as few digits as bring the same float32 back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from latent_memory.errors import InputError
-from latent_memory.formats.directory import read_directory, write_directory
+from latent_memory.formats.directory import read_directory, settle, write_directory
 from latent_memory.snapshot import BLOCK_ROWS, Snapshot
 from latent_memory.vectors import Vectors
 
@@ -36,14 +36,26 @@ def write(path: Path, snapshot: Snapshot) -> None:
     write_directory(path, snapshot, "csv_json", FILE, _begin, _encode)
 
 
+def recover(path: Path) -> None:
+    """Finish a change that was made, or clear away one that was not."""
+    settle(path)
+
+
 def _begin(_: int, dimension: int) -> bytes:
-    return ",".join(map(str, range(dimension))).encode() + b"\n"
+    # A file without columns is one that other readers refuse.
+    return ",".join(map(str, range(max(1, dimension)))).encode() + b"\n"
 
 
 def _encode(rows: Vectors) -> bytes:
-    if not rows.size:
-        return b"\n" * len(rows)
-    numbers = orjson.dumps(np.ascontiguousarray(rows), option=orjson.OPT_SERIALIZE_NUMPY)
+    if not len(rows):
+        return b""
+    rows = np.ascontiguousarray(rows)
+    numbers = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
+    # Readers go by way of double precision, and one short decimal in 2**28 or so then rounds to the next float32.
+    back = np.array(orjson.loads(numbers)).astype(np.float32)
+    if (back.view(np.uint32) != rows.view(np.uint32)).any():
+        exact = rows.astype(np.float64).tolist()
+        return b"".join(",".join(map(repr, row)).encode() + b"\n" for row in exact)
     return numbers[2:-2].replace(b"],[", b"\n") + b"\n"
 
 
@@ -82,16 +94,25 @@ def _rows(path: Path) -> Iterator[tuple[Vectors, Mapping[int, InputError]]]:
         d, first = _begun(file, path)
         number = 1 if first else 2
         lines = [first] if first else []
+        following = _without_blank_end(file)
         while True:
-            lines += islice(file, BLOCK_ROWS - len(lines))
-            if len(lines) < BLOCK_ROWS:
-                while lines and not lines[-1].strip():
-                    lines.pop()
+            lines += islice(following, BLOCK_ROWS - len(lines))
             if not lines:
                 return
             yield _parsed(lines, d, number)
             number += len(lines)
             lines = []
+
+
+def _without_blank_end(file: IO[bytes]) -> Iterator[bytes]:
+    blank = 0
+    for line in file:
+        if line.strip():
+            yield from repeat(b"\n", blank)
+            blank = 0
+            yield line
+        else:
+            blank += 1
 
 
 def _parsed(lines: list[bytes], d: int, number: int) -> tuple[Vectors, Mapping[int, InputError]]:

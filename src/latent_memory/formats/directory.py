@@ -22,15 +22,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from latent_memory.errors import InputError, StoreDamagedError, StoreVersionError
-from latent_memory.files import Summed, as_ours, flush, flush_directory, sha256_of, unchanged, written
+from latent_memory.files import Seen, Summed, as_ours, flush, flush_directory, like, sha256_of, unchanged, written
 from latent_memory.json_stream import elements
-from latent_memory.records import EmbedderIdentity
-from latent_memory.snapshot import BLOCK_ROWS, Block, Snapshot, paired
+from latent_memory.snapshot import BLOCK_ROWS, Block, Snapshot, maker, paired
 from latent_memory.vectors import Vectors
 
 HEADER = "latent_memory.json"
 METADATA = "metadata.json"
 VERSION = 1
+
+_VECTORS = ("embeddings.csv", "embeddings.npy")
+# A header has some 600 bytes.
+_MOST_HEADER = 1 << 16
 
 Header = dict[str, Any]
 
@@ -56,19 +59,21 @@ def read_directory(
         rows: returns the vectors in blocks of BLOCK_ROWS, with the errors of those rows that could not be read.
     """
     header = _header(directory)
-    files = {name: _current(directory, name, header) for name in (vectors, METADATA)}
+    # What the files look like before their sums are taken: what changes later is not what was checked.
+    found = {name: _current(directory, name, header) for name in (vectors, METADATA)}
+    files = {name: path for name, (path, _) in found.items()}
     if header is not None and vectors not in header["files"]:
         raise InputError(f"{directory}: {HEADER} tells of no {vectors}; open it as {header['layout']}")
     n, d = measure(files[vectors])
 
     def blocks() -> Iterator[Block]:
-        with unchanged(*files.values()):
+        with unchanged(*files.values(), since=[seen for _, seen in found.values()]):
             yield from paired(rows(files[vectors]), _entries(files[METADATA]), vectors, METADATA)
 
     return Snapshot(
         rows=n,
         dimension=d,
-        embedder=EmbedderIdentity(**header["embedder"]) if header and header["embedder"] else None,
+        embedder=maker(header["embedder"], str(directory / HEADER), d if n else None) if header else None,
         blocks=blocks,
         name=str(directory),
         written=datetime.fromtimestamp(files[METADATA].stat().st_mtime, UTC).replace(microsecond=0),
@@ -88,14 +93,15 @@ def write_directory(
     with as_ours(directory):
         directory.mkdir(parents=True, exist_ok=True)
     before = _header(directory)
-    # What a killed process has left.
-    _settle(directory)
+    settle(directory)
     names = (vectors, METADATA)
     new = [directory / f"{name}.new" for name in names]
     try:
         with ExitStack() as stack:
             stack.enter_context(as_ours(directory))
             opened: list[IO[bytes]] = [stack.enter_context(path.open("wb")) for path in new]
+            for name, path in zip(names, new, strict=True):
+                like(directory / name, path)
             rows, entries = (Summed(file) for file in opened)
             rows.write(begin(snapshot.rows, snapshot.dimension))
             entries.write(b"[")
@@ -123,48 +129,51 @@ def write_directory(
                 for name, file in zip(names, (rows, entries), strict=True)
             },
         }
-        with written(directory / HEADER) as told:
+        with written(directory / HEADER, follow=False) as told:
             told.write(_text(header | {"sha256": _sum(header)}))
     except BaseException:
-        _settle(directory)
+        settle(directory)
         raise
-    _settle(directory)
+    settle(directory)
     # Vectors that the directory held in another layout are of the past.
-    for name in set(before["files"] if before else ()) - set(names):
+    for name in set(before["files"] if before else ()) & set(_VECTORS) - set(names):
         (directory / name).unlink(missing_ok=True)
 
 
-def _settle(directory: Path) -> None:
+def settle(directory: Path) -> None:
     """Bring a change that was made to its names, and clear away one that was not."""
+    if not any(directory.glob("*.new")):
+        return
     header = _header(directory)
     with as_ours(directory):
         for path in directory.glob("*.new"):
             told = header["files"].get(path.name.removesuffix(".new")) if header else None
             if told is not None and path.stat().st_size == told["bytes"] and sha256_of(path) == told["sha256"]:
                 path.replace(path.with_suffix(""))
-            elif path.name.removesuffix(".new") in ("embeddings.csv", "embeddings.npy", METADATA):
+            elif path.name.removesuffix(".new") in (*_VECTORS, METADATA):
                 path.unlink()
         flush_directory(directory)
 
 
-def _current(directory: Path, name: str, header: Header | None) -> Path:
-    """Return the file that counts, after checking its sum."""
+def _current(directory: Path, name: str, header: Header | None) -> tuple[Path, Seen | None]:
+    """Return the file that counts, after checking its sum, and what it looked like before that."""
     path = directory / name
     if header is None:
         if not path.is_file():
             raise InputError(f"{directory}: {name} is missing; a memory needs its vectors and its {METADATA}")
-        return path
+        return path, Seen.of(path)
     told = header["files"].get(name)
     if told is None:
-        return path
+        return path, Seen.of(path)
     for candidate in (path, path.with_name(f"{name}.new")):
-        with unchanged(candidate):
+        seen = Seen.of(candidate)
+        with unchanged(candidate, since=[seen]):
             if (
                 candidate.is_file()
                 and candidate.stat().st_size == told["bytes"]
                 and sha256_of(candidate) == told["sha256"]
             ):
-                return candidate
+                return candidate, seen
     if not path.is_file():
         raise StoreDamagedError(f"{path} is missing; restore it from a backup")
     size = path.stat().st_size
@@ -178,10 +187,13 @@ def _current(directory: Path, name: str, header: Header | None) -> Path:
 
 def _header(directory: Path) -> Header | None:
     path = directory / HEADER
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: is no file; remove it")
+        with path.open("rb") as file:
+            text = file.read(_MOST_HEADER)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     try:
@@ -197,12 +209,30 @@ def _header(directory: Path) -> Header | None:
             f"{path}: not what was written (its SHA-256 is wrong). Restore it from a backup; without it, the directory "
             "opens as vectors of an unknown model"
         )
-    if header["version"] > VERSION:
+    if isinstance(header.get("version"), int) and header["version"] > VERSION:
         raise StoreVersionError(
             f"{path} was written by a newer version of latent-memory. Upgrade with: pip install -U latent-memory"
         )
+    if not _is_header(header):
+        raise StoreDamagedError(f"{path}: its SHA-256 is right, but it is not what this library writes; remove it")
     found: Header = header
     return found
+
+
+def _is_header(header: Header) -> bool:
+    files = header.get("files")
+    return (
+        header.get("version") == VERSION
+        and header.get("layout") in ("csv_json", "npy_json")
+        and type(header.get("dimension")) is int
+        and "embedder" in header
+        and isinstance(files, dict)
+        and files.keys() <= {*_VECTORS, METADATA}
+        and all(
+            isinstance(told, dict) and type(told.get("bytes")) is int and isinstance(told.get("sha256"), str)
+            for told in files.values()
+        )
+    )
 
 
 def _text(header: Header) -> bytes:

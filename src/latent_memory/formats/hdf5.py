@@ -11,6 +11,7 @@ machine that stops in between leaves the file as it was, or as it was to be.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latent_memory.errors import InputError, MissingExtraError, StoreDamagedError, StoreVersionError
-from latent_memory.files import as_ours, beside, flush, flush_directory, unchanged, uninterrupted
+from latent_memory.files import Seen, as_ours, beside, flush, flush_directory, like, unchanged, uninterrupted
+from latent_memory.formats import pages
 from latent_memory.formats.pages import (
     USER_BLOCK,
     Careful,
@@ -28,12 +30,10 @@ from latent_memory.formats.pages import (
     commit,
     discard_journal,
     opened_pages,
-    recover,
     sums_of,
     user_block,
 )
-from latent_memory.records import EmbedderIdentity
-from latent_memory.snapshot import BLOCK_ROWS, Block, Entry, Snapshot, paired
+from latent_memory.snapshot import BLOCK_ROWS, Block, Entry, Snapshot, maker, paired
 from latent_memory.vectors import STORED, Vectors
 
 if TYPE_CHECKING:
@@ -48,7 +48,12 @@ _ATTRIBUTE = "latent_memory"
 
 # What deflate can make of nothing; a file that promises more data than that was made to fill the memory.
 _MOST_DEFLATED = 1100
+_MOST_IN_A_CHUNK = 1 << 28
 _ROWS_PER_CHUNK = 64
+# Many rows may refer to one text, and each gets a copy of it: so few rows are read at once that they fit, and what all
+# of them hold has a budget, of so many times the file.
+_AT_ONCE = 1 << 28
+_FEWEST_ROWS, _MOST_TIMES_THE_FILE = 32, 100
 
 
 def read(path: Path) -> Snapshot:
@@ -61,9 +66,9 @@ def read(path: Path) -> Snapshot:
         StoreDamagedError: if it is not what was written.
         MissingExtraError: if h5py is not installed.
     """
-    with as_ours(path):
-        recover(path)
-    with unchanged(path):
+    recover(path)
+    seen = Seen.of(path)
+    with unchanged(path, since=[seen]):
         told = user_block(path)
         if told is not None and sums_of(path).user_block() != told:
             raise _damaged(path)
@@ -71,23 +76,37 @@ def read(path: Path) -> Snapshot:
             rows, metadata = _datasets(file, path)
             (n, d), header = rows.shape, _header(file, path)
             count = metadata.shape[0]
+            others = () if header is not None else _beside(file)
         if header is not None and told is None:
             raise _damaged(path)
 
     def blocks() -> Iterator[Block]:
-        with unchanged(path), _file(path) as file:
+        with unchanged(path, since=[seen]), _file(path) as file:
             rows, metadata = _datasets(file, path)
-            yield from paired(_rows(rows, n), _entries(metadata, count, header is not None), "embeddings", "metadata")
+            entries = _entries(metadata, count, header is not None, path.stat().st_size)
+            yield from paired(_rows(rows, n), entries, "embeddings", "metadata")
 
     return Snapshot(
         rows=n,
         dimension=d,
-        embedder=EmbedderIdentity(**header["embedder"]) if header and header["embedder"] else None,
+        embedder=maker(header["embedder"], str(path), d if n else None) if header else None,
         blocks=blocks,
         name=str(path),
         written=datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(microsecond=0),
         summed=header is not None,
+        beside=others,
     )
+
+
+def recover(path: Path) -> None:
+    """Finish an append that was begun.
+
+    Raises:
+        MissingExtraError: if h5py is not installed.
+    """
+    _h5py()
+    with as_ours(path):
+        pages.recover(path)
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
@@ -98,6 +117,7 @@ def write(path: Path, snapshot: Snapshot) -> None:
     with as_ours(path):
         try:
             with temporary.open("x+b", buffering=0) as raw, uninterrupted():
+                like(path, temporary)
                 careful = Careful(raw)
                 with h5.File(careful, "w", userblock_size=USER_BLOCK, libver=("v110", "v110")) as file:
                     d = snapshot.dimension
@@ -154,8 +174,8 @@ def append(path: Path, blocks: Iterable[Block], changed: Mapping[int, Entry], su
     if user_block(path) is None:
         return None
     sums = sums or sums_of(path)
-    with as_ours(path), opened_pages(path) as pages:
-        with uninterrupted(), h5.File(pages, "r+", libver=("v110", "v110")) as file:
+    with as_ours(path), opened_pages(path) as changed_pages:
+        with uninterrupted(), h5.File(changed_pages, "r+", libver=("v110", "v110")) as file:
             rows, metadata = _datasets(file, path)
             for row, entry in sorted(changed.items()):
                 metadata[row : row + 1] = _compounds([entry], metadata.dtype)
@@ -166,7 +186,7 @@ def append(path: Path, blocks: Iterable[Block], changed: Mapping[int, Entry], su
                 metadata.resize(end, axis=0)
                 rows[start:end] = block.vectors
                 metadata[start:end] = _compounds(block.entries, metadata.dtype)
-        return commit(path, pages, sums)
+        return commit(path, changed_pages, sums)
 
 
 def _h5py() -> Any:
@@ -207,6 +227,9 @@ def _datasets(file: h5py.File, path: Path) -> tuple[h5py.Dataset, h5py.Dataset]:
         stored = dataset.id.get_storage_size()
         if dataset.nbytes > _MOST_DEFLATED * stored + (1 << 20):
             raise InputError(f"{path}: {name} promises {dataset.nbytes:,} bytes and holds {stored:,}; refused")
+        # A chunk is unpacked as a whole.
+        if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > _MOST_IN_A_CHUNK:
+            raise InputError(f"{path}: {name} has chunks of {dataset.chunks} rows; refused")
         found.append(dataset)
     rows, metadata = found
     if rows.ndim != 2 or rows.dtype.kind not in "fiu":
@@ -218,10 +241,17 @@ def _datasets(file: h5py.File, path: Path) -> tuple[h5py.Dataset, h5py.Dataset]:
     return rows, metadata
 
 
+def _beside(file: h5py.File) -> tuple[str, ...]:
+    """Return the names of what another tool's file holds besides the two datasets."""
+    return (*sorted(set(map(str, file)) - {"embeddings", "metadata"}), *sorted(map(str, file.attrs)))
+
+
 def _header(file: h5py.File, path: Path) -> dict[str, Any] | None:
     if _ATTRIBUTE not in file.attrs:
         return None
     header = json.loads(file.attrs[_ATTRIBUTE])
+    if not isinstance(header, dict) or "embedder" not in header:
+        raise ValueError(f"its attribute {_ATTRIBUTE} is not what this library writes")
     if header["version"] > VERSION:
         raise StoreVersionError(
             f"{path} was written by a newer version of latent-memory. Upgrade with: pip install -U latent-memory"
@@ -270,11 +300,21 @@ def _compounds(entries: Iterable[Entry | InputError], dtype: np.dtype[Any]) -> n
     return block
 
 
-def _entries(dataset: h5py.Dataset, count: int, ours: bool) -> Iterator[list[Any]]:
+def _entries(dataset: h5py.Dataset, count: int, ours: bool, size: int) -> Iterator[list[Any]]:
     """Yield the entries in blocks; one that cannot be read is an InputError."""
     names = dataset.dtype.names
+    at_once = min(BLOCK_ROWS, max(_FEWEST_ROWS, _AT_ONCE // (size + dataset.dtype.itemsize)))
+    left = max(_AT_ONCE, _MOST_TIMES_THE_FILE * size)
     for start in range(0, count, BLOCK_ROWS):
-        rows = dataset[start : start + BLOCK_ROWS].tolist()
+        rows: list[Any] = []
+        end = min(count, start + BLOCK_ROWS)
+        for first in range(start, end, at_once):
+            some = dataset[first : min(end, first + at_once)].tolist()
+            for row in some:
+                left -= sum(len(v) for v in (row if isinstance(row, tuple) else (row,)) if isinstance(v, (bytes, str)))
+            if left < 0:
+                raise InputError(f"{dataset.file.filename}: its texts are far more than a file of {size:,} bytes holds")
+            rows += some
         if names is None:
             yield [_from_json(value) for value in rows]
         else:

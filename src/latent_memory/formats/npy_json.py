@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
 
 from latent_memory.errors import InputError
-from latent_memory.formats.directory import read_directory, write_directory
+from latent_memory.formats.directory import read_directory, settle, write_directory
 from latent_memory.snapshot import BLOCK_ROWS, Snapshot
 from latent_memory.vectors import STORED, Vectors
 
 FILE = "embeddings.npy"
+# NumPy's own limit for headers that it does not trust.
+_MOST_HEADER = 10_000
 
 
 def read(path: Path) -> Snapshot:
@@ -34,6 +37,11 @@ def write(path: Path, snapshot: Snapshot) -> None:
     write_directory(path, snapshot, "npy_json", FILE, _begin, _encode)
 
 
+def recover(path: Path) -> None:
+    """Finish a change that was made, or clear away one that was not."""
+    settle(path)
+
+
 def _begin(rows: int, dimension: int) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -50,11 +58,15 @@ def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, int], bool, np.dtyp
     """Read the file's header; what follows is the data."""
     try:
         version = np.lib.format.read_magic(file)
+        length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+        if length > _MOST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes")
+        file.seek(len(np.lib.format.magic(1, 0)))
         if version == (1, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         else:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    except (ValueError, SyntaxError, EOFError, TypeError) as error:
+    except (ValueError, SyntaxError, EOFError, TypeError, TokenError, RecursionError, MemoryError) as error:
         told = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: not a NumPy array of numbers ({told})") from None
     if len(shape) != 2 or dtype.kind not in "fiu" or dtype.hasobject:

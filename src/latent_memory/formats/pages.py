@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latent_memory.files import flush, flush_directory
+from latent_memory.errors import InputError
+from latent_memory.files import flush, flush_directory, like
 
 USER_BLOCK = 512
 _SUMMED = 1 << 20
 _PAGE = 1 << 12
 _MARK = b'{"format": "latent-memory"'
 _JOURNAL = b"latent-memory journal 1\n"
+_MOST_RESERVED = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +280,10 @@ def commit(path: Path, pages: Pages, sums: Sums) -> Sums:
     whole = b"".join(parts)
     journal = _journal(path)
     try:
-        with journal.open("wb") as file:
+        # Made anew: one that stands there may be a link to anywhere.
+        journal.unlink(missing_ok=True)
+        with journal.open("xb") as file:
+            like(path, journal)
             file.write(_JOURNAL + hashlib.sha256(whole).digest() + whole)
             flush(file)
         flush_directory(path.parent)
@@ -311,6 +316,8 @@ def recover(path: Path) -> None:
     """Finish a change that was begun, if there is one; a change whose journal is not whole never began."""
     path = path.resolve()
     journal = _journal(path)
+    if journal.is_symlink() or (journal.exists() and not journal.is_file()):
+        raise InputError(f"{journal}: is no file of this library; remove it")
     if not journal.exists():
         return
     told = journal.read_bytes()
@@ -318,18 +325,14 @@ def recover(path: Path) -> None:
     whole = memoryview(told)[head:]
     if told.startswith(_JOURNAL) and hashlib.sha256(whole).digest() == told[len(_JOURNAL) : head]:
         old, new = bytes(whole[:USER_BLOCK]), bytes(whole[USER_BLOCK : 2 * USER_BLOCK])
+        length, stretches = _stretches(whole[2 * USER_BLOCK :], path.stat().st_size)
         found = user_block(path)
         # Somebody may have put another file in its place since. Or it was stopped within these bytes, the last.
-        if any(found == new[:n] + old[n:] for n in range(USER_BLOCK + 1)):
-            at = 2 * USER_BLOCK
-            length, count = struct.unpack_from("<QQ", whole, at)
-            at += 16
+        if stretches and any(found == new[:n] + old[n:] for n in range(USER_BLOCK + 1)):
             with path.open("r+b") as file:
-                for _ in range(count):
-                    start, size = struct.unpack_from("<QQ", whole, at)
+                for start, data in stretches:
                     file.seek(max(start, USER_BLOCK))
-                    file.write(whole[at + 16 + max(0, USER_BLOCK - start) : at + 16 + size])
-                    at += 16 + size
+                    file.write(data[max(0, USER_BLOCK - start) :])
                 file.truncate(length)
                 flush(file)
                 # Last, and within one sector: it tells an old state from a new one.
@@ -337,6 +340,25 @@ def recover(path: Path) -> None:
                 file.write(new)
                 flush(file)
     journal.unlink()
+
+
+def _stretches(told: memoryview, size: int) -> tuple[int, list[tuple[int, memoryview]]]:
+    """Return what a journal tells: how long the file becomes, and what is written where; nothing if it is not ours."""
+    stretches: list[tuple[int, memoryview]] = []
+    try:
+        length, count = struct.unpack_from("<QQ", told)
+        at = 16
+        for _ in range(count):
+            start, bytes_ = struct.unpack_from("<QQ", told, at)
+            data = told[at + 16 : at + 16 + bytes_]
+            if len(data) != bytes_ or start + bytes_ > length:
+                return 0, []
+            stretches.append((start, data))
+            at += 16 + bytes_
+    except struct.error:
+        return 0, []
+    # More than was written, HDF5 does not grow by.
+    return (length, stretches) if length <= size + len(told) + _MOST_RESERVED else (0, [])
 
 
 def discard_journal(path: Path) -> None:

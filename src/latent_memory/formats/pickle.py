@@ -7,6 +7,7 @@ makes nothing but arrays of numbers and plain containers (see unpickling.py). He
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,15 +18,18 @@ import numpy as np
 
 from latent_memory.errors import InputError, StoreDamagedError, StoreVersionError
 from latent_memory.files import Summed, unchanged, written
-from latent_memory.records import EmbedderIdentity
-from latent_memory.snapshot import BLOCK_ROWS, Block, Snapshot, paired
-from latent_memory.unpickling import unpickled
+from latent_memory.snapshot import BLOCK_ROWS, JSON_TYPES, Block, Entry, Snapshot, maker, paired
+from latent_memory.unpickling import takes, unpickled
 from latent_memory.vectors import Vectors
 
 VERSION = 1
 
 _MARK = b"\n# sha256 "
 _TRAILER = len(_MARK) + 64 + 1
+# What our reader refuses, since a stranger's file could be made to hurt by it, stands as JSON under this key.
+_AS_JSON = "latent_memory_json"
+# Within the dict, the list and the entry.
+_DEPTH = 3
 # Every NumPy since 1.16 and every Python since 3.4 reads it.
 _PROTOCOL = 4
 
@@ -59,9 +63,11 @@ def read(path: Path) -> Snapshot:
     embedder = None
     if header is not None:
         try:
-            newer = header["version"] > VERSION
-            embedder = EmbedderIdentity(**header["embedder"]) if header["embedder"] else None
-        except (TypeError, KeyError, IndexError, AttributeError):
+            newer = bool(header["version"] > VERSION)
+            embedder = maker(header["embedder"], str(path), vectors.shape[1] if len(vectors) else None)
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f'{path}: "latent_memory" is not what this library writes; take it out') from None
         if newer:
             raise StoreVersionError(
@@ -73,7 +79,11 @@ def read(path: Path) -> Snapshot:
             yield vectors[start : start + BLOCK_ROWS], {}
 
     def blocks() -> Iterator[Block]:
-        parts = (entries[start : start + BLOCK_ROWS] for start in range(0, len(entries), BLOCK_ROWS))
+        own = header is not None
+        parts = (
+            [_as_data(_entry(entry) if own else entry) for entry in part]
+            for part in (entries[start : start + BLOCK_ROWS] for start in range(0, len(entries), BLOCK_ROWS))
+        )
         return paired(rows(), parts, '"embeddings"', '"metadata"')
 
     return Snapshot(
@@ -84,14 +94,19 @@ def read(path: Path) -> Snapshot:
         name=str(path),
         written=datetime.fromtimestamp(modified, UTC).replace(microsecond=0),
         summed=summed,
+        beside=tuple(sorted(map(repr, found.keys() - {"embeddings", "metadata", "latent_memory"}))),
     )
+
+
+def recover(path: Path) -> None:
+    """Nothing is to be recovered: a pickle is replaced as a whole."""
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
     """Write a pickle."""
     whole: dict[str, Any] = {
         "embeddings": snapshot.vectors,
-        "metadata": snapshot.entries,
+        "metadata": [_plain(entry) for entry in snapshot.entries],
         "latent_memory": {
             "format": "latent-memory",
             "version": VERSION,
@@ -102,6 +117,40 @@ def write(path: Path, snapshot: Snapshot) -> None:
         summed = Summed(file)
         pickle.dump(whole, summed, protocol=_PROTOCOL)
         file.write(_MARK + summed.sha256.encode() + b"\n")
+
+
+def _plain(entry: Entry) -> Entry:
+    refused = {
+        key: value for key, value in entry.items() if isinstance(value, (dict, list, int)) and not takes(value, _DEPTH)
+    }
+    if not refused:
+        return entry
+    kept = {key: value for key, value in entry.items() if key not in refused}
+    return kept | {_AS_JSON: json.dumps(refused, ensure_ascii=False)}
+
+
+def _entry(entry: Any) -> Any:
+    if not isinstance(entry, dict) or _AS_JSON not in entry:
+        return entry
+    return {key: value for key, value in entry.items() if key != _AS_JSON} | json.loads(entry[_AS_JSON])
+
+
+def _as_data(value: Any) -> Any:
+    """Return an entry, or an error for one that holds what JSON does not: bytes, sets, arrays."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if type(found) not in JSON_TYPES:
+            return InputError(f"holds {_ARTICLES.get(type(found).__name__, 'what is no JSON data')}; {_AS_TEXT}")
+        if isinstance(found, dict):
+            waiting += found.values()
+        elif isinstance(found, (list, tuple)):
+            waiting += found
+    return value
+
+
+_ARTICLES = {"bytes": "bytes", "set": "a set", "ndarray": "an array"}
+_AS_TEXT = "texts, numbers, lists and dicts can be kept"
 
 
 def _sum(data: bytes) -> bytes:

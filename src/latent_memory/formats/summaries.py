@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -78,12 +78,14 @@ def read(
         raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
     try:
         kind = _told_kind(path, kind)
-        if kind == "sqlite":
-            needed = {"conversation_id", "summary", *(columns or ())}
-            found = _numbered("row", summary_table.rows(path, table, names, needed))
-        else:
-            found = _json(path, names) if kind == "json" else _yaml(path, names)
-        with closing(_Places()) as places:
+        with ExitStack() as stack:
+            if kind == "sqlite":
+                needed = {"conversation_id", "summary", *(columns or ())}
+                rows = stack.enter_context(closing(summary_table.rows(path, table, names, needed)))
+                found = _numbered("row", rows)
+            else:
+                found = _json(path, names) if kind == "json" else _yaml(path, names)
+            places = stack.enter_context(closing(_Places()))
             yield from _read(found, names, near, places, name, on_bad)
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror or error}") from None

@@ -5,10 +5,11 @@ Knows nothing of what the columns mean; rows go in and come out as mappings from
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from latent_memory.files import written
 HEADER = b"SQLite format 3\0"
 
 _BUSY_SECONDS = 10.0
+# Steps of SQLite's machine. Reading a row of a table takes some twenty of them.
+_STEPS, _FREE_STEPS, _STEPS_PER_BYTE = 10_000, 5_000_000, 100
+# A summary, or whatever else stands beside it.
+_MOST_BYTES = 1 << 26
 # In the header, a file of which changes go to a log first says so here.
 _WRITES_LOG = slice(18, 20)
 
@@ -27,7 +32,9 @@ class NotThereError(InputError):
     """The database has no such table or column, which leaves nothing to pass over."""
 
 
-def rows(path: Path, table: str, fields: Mapping[str, str], needed: Collection[str]) -> Iterator[dict[str, Any]]:
+def rows(
+    path: Path, table: str, fields: Mapping[str, str], needed: Collection[str]
+) -> Generator[dict[str, Any], None, None]:
     """Yield the rows of a table, one at a time, each as a mapping from column to value.
 
     A column of bytes is left out, unless a field is taken from it; a text that is not UTF-8 comes as bytes.
@@ -128,6 +135,11 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("PRAGMA query_only = ON")
             # Nothing in the file gets a function called that changes anything.
             connection.execute("PRAGMA trusted_schema = OFF")
+            # A view may make rows without end, or a text that fills the memory.
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
+            most = (_FREE_STEPS + _STEPS_PER_BYTE * path.stat().st_size) // _STEPS
+            done = itertools.count(1)
+            connection.set_progress_handler(lambda: next(done) > most, _STEPS)
             connection.text_factory = _text
             yield connection
     except sqlite3.Error as error:
@@ -138,6 +150,8 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
             raise InputError(
                 f"cannot be read as it is ({error}); open it once with the program it belongs to, and close that"
             ) from None
+        if code == sqlite3.SQLITE_INTERRUPT:
+            raise InputError("takes far more work to read than a database of its size should; refused") from None
         raise InputError(f"not readable as an SQLite database ({error})") from None
 
 
