@@ -1,5 +1,6 @@
 """ChatGPT's export. The form is that which https://github.com/mitkury/chatgpt-export-parser describes; the talk is made
-up."""
+up. The marks of citations are those that https://github.com/pionxzh/chatgpt-exporter/pull/276 and
+https://github.com/Laumss/loominary/issues/17 describe."""
 
 from __future__ import annotations
 
@@ -193,6 +194,35 @@ def test_code_and_what_it_printed(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("Rye keeps. \ue200cite\ue202turn0search0\ue201", "Rye keeps."),
+        ("Rye \ue200cite\ue202turn0search0\ue202turn0news1\ue201, mostly.", "Rye, mostly."),
+        ("A file.\ue200filecite\ue202turn3file0\ue202L8-L12\ue201 Next.", "A file. Next."),
+        ('In \ue200entity\ue202["city","Paris","capital"]\ue201 too.', "In Paris too."),
+        ("In \ue200entity\ue202Paris\ue201 too.", "In Paris too."),
+        ("See \ue200url\ue202the mill\ue202https://a.example\ue201.", "See the mill (https://a.example)."),
+        ("Breads:\n\ue200navlist\ue202More\ue202turn0news1\ue201\nEnd", "Breads:\n\nEnd"),
+        ("\ue203Rye keeps.\ue204\ue206 Yes.", "Rye keeps. Yes."),
+        ("Orphan \ue202L8-L12\ue201.", "Orphan."),
+        ("Cut off \ue200cite\ue202turn0", "Cut off"),
+        ("No end \ue200cite\ue202turn0search0 and more", "No end and more"),
+        ("Mine \ue000 and \uf8ff stay.  ", "Mine \ue000 and \uf8ff stay.  "),
+    ],
+)
+def test_marks_of_citations_are_taken_out(path: Path, said: str, kept: str) -> None:
+    turns, skipped = only(path, node(None, "assistant", said), node(None, "tool", content_type="x", text=said))
+    assert [turn.text for turn in turns] == [kept, kept]
+    assert not skipped
+
+
+def test_a_message_of_marks_alone_is_empty(path: Path) -> None:
+    turns, skipped = only(path, node(None, "assistant", "\ue200cite\ue202turn0search0\ue201"))
+    assert turns == []
+    assert skipped == {"an empty message": 1, "an empty conversation": 1}
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
         (node(None, "user", content_type="user_editable_context", user_profile="I bake."), "an instruction"),
@@ -261,12 +291,12 @@ def test_times_that_are_missing(path: Path) -> None:
 )
 def test_what_is_wrong_is_told_with_its_place(path: Path, entry: object, told: str) -> None:
     with pytest.raises(InputError) as caught:
-        read(path, BREAD, entry, BREAD)
+        read(path, BREAD, entry)
     assert str(caught.value).startswith(f"{path}, entry 2")
     assert told in str(caught.value)
     bad: list[InputError] = []
-    found, _ = read(path, BREAD, entry, BREAD, on_bad=bad.append)
-    assert [c.conversation_id for c in found] == ["c1", "c1"]
+    found, _ = read(path, BREAD, entry, {**BREAD, "conversation_id": "c3"}, on_bad=bad.append)
+    assert [c.conversation_id for c in found] == ["c1", "c3"]
     assert len(bad) == 1
 
 
@@ -287,11 +317,23 @@ def test_a_tree_of_many_branches_is_read_in_time(path: Path, branches: bool) -> 
     assert skipped["an unused branch"] == (0 if branches else 9_999)
 
 
+def test_only_the_first_hundred_branches_are_kept(path: Path) -> None:
+    mapping = {"0": node(None, "user", "Which bread?")}
+    for i in range(3_001):
+        mapping[str(i + 1)] = node("0", "assistant", f"Bread {i}.")
+    found, skipped = read(path, conversation(mapping, "3001", id="c"), branches=True)
+    assert [(c.conversation_id, texts(c)) for c in found] == [
+        ("c", ["Which bread?", "Bread 3000."]),
+        *((f"c/branch-{i + 1}", ["Which bread?", f"Bread {i}."]) for i in range(100)),
+    ]
+    assert skipped == {"a branch in excess of 100": 2_900}
+
+
 def test_a_large_export_is_read_in_little_memory(path: Path) -> None:
     mapping = {str(i): node(str(i - 1) if i else None, "user", f"word{i} " * 3_500) for i in range(25)}
-    one = json.dumps(conversation(mapping, "24", id="c"))
+    one = json.dumps(conversation(mapping, "24", id="the id"))
     with path.open("w") as file:
-        file.write("[" + ",\n".join([one] * 90) + "]")
+        file.write("[" + ",\n".join(one.replace("the id", f"c{i}") for i in range(90)) + "]")
     assert path.stat().st_size > 50_000_000
     tracemalloc.start()
     count = sum(len(found.turns) for found in importers.read(path))

@@ -2,27 +2,29 @@
 
 Each conversation is a tree of messages: editing a message or asking for another answer begins a new branch. The
 branch that the app shows last is followed from `current_node` up by `parent`; where that is missing, from the leaf
-that was written last. Other branches are left out; if they are kept (`Reading.branches`), each becomes a conversation
-of its own with the id `ID/branch-NODE`, where NODE is the first message in which it differs from those before it. It
-holds the whole path from the beginning, and `branch_of` in its metadata names the conversation.
+that was written last. `branches` tells what becomes of the others.
 
 Kept are what the user and the assistant said, transcripts of what was spoken, code that was run, and what tools
-answered. Left out are system messages, instructions, hidden messages, thoughts, images, recordings and files.
+answered. Left out are system messages, instructions, hidden messages, thoughts, images, recordings and files, and
+the marks of citations, which the app writes with private-use characters; of a mark that stands for a name or a link,
+that is kept.
 
 Source: the files' description and parser at https://github.com/mitkury/chatgpt-export-parser, and the content types
-that https://github.com/YuanpingSong/chatgpt-analytics and others read.
+that https://github.com/YuanpingSong/chatgpt-analytics and others read; the marks as
+https://github.com/pionxzh/chatgpt-exporter/pull/276 and https://github.com/Laumss/loominary/issues/17 describe them.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from latent_memory.errors import InputError
 from latent_memory.importers.base import Member, Reading, Sample, identifier_of, json_values, medium, members
+from latent_memory.importers.branches import CIRCLE, SILENT, Tree, called, kept
 from latent_memory.messages import kind
 from latent_memory.records import Conversation, Turn
 
@@ -36,10 +38,15 @@ _LEFT_OUT = {
     "model_editable_context": "an instruction",
     "system_error": "an error message",
 }
-_CIRCLE = "its messages follow each other in a circle"
 _ROLES = ("user", "assistant", "tool")
-# Tells nobody; for a look at what a message would say.
-_SILENT = Reading("", datetime(1970, 1, 1, tzinfo=UTC), on_bad=lambda _: None)
+# A mark begins with U+E200 and ends with U+E201, and U+E202 parts it: what it is, and what it names. Then those that
+# are cut off or have lost their beginning, and what is left of others: U+E203 and U+E204 stand around a cited text.
+_MARK = re.compile(
+    "\ue200([a-z_]+)\ue202([^\ue200\ue201]*)\ue201"
+    "|\ue200[a-z_]*(?:\ue202[^\\s\ue200-\ue20f]*)*[\ue201-\ue20f]?"
+    "|(?:\ue202(?:turn\\d+[a-z]+\\d+|L\\d+(?:-L\\d+)?))+[\ue201\ue205-\ue20f]?"
+    "|[\ue200-\ue20f]"
+)
 
 
 def recognises(sample: Sample) -> bool:
@@ -68,33 +75,34 @@ def _of_member(member: Member, reading: Reading) -> Iterator[Conversation]:
             continue
         identifier = identifier_of(entry.get("conversation_id")) or identifier_of(entry.get("id"))
         where = f"{where} ({identifier})" if identifier else where
-        try:
-            tree = _Tree(entry["mapping"])
-            main = tree.path(tree.current(entry.get("current_node")))
-            others = tree.others(main)
-        except InputError as error:
-            reading.bad(where, error)
-            continue
-        yield from _conversation(entry, identifier, tree, main, where, reading)
-        for node, leaf in others:
-            if not reading.branches:
-                reading.on_skip("an unused branch")
-                continue
-            name = f"{identifier}/branch-{node}" if identifier else None
-            of = {"branch_of": identifier or "", "branch": node}
-            yield from _conversation(entry, name, tree, tree.path(leaf), f"{where}, branch {node}", reading, **of)
+        yield from _of_entry(entry, identifier, where, reading)
+
+
+def _of_entry(entry: Mapping[str, Any], identifier: str | None, where: str, reading: Reading) -> Iterator[Conversation]:
+    try:
+        nodes = _checked(entry["mapping"])
+        tree = Tree({name: node.get("parent") for name, node in nodes.items()})
+        main = tree.path(_current(entry.get("current_node"), nodes, tree))
+        others = tree.others(main, lambda name: _speaks(nodes[name].get("message")))
+    except InputError as error:
+        return reading.bad(where, error)
+    yield from _conversation(entry, identifier, [nodes[name] for name in main], where, reading)
+    for node, leaf in kept(others, reading):
+        name, of = called(identifier, node)
+        path = [nodes[each] for each in tree.path(leaf)]
+        yield from _conversation(entry, name, path, f"{where}, branch {node}", reading, **of)
+    return None
 
 
 def _conversation(
     entry: Mapping[str, Any],
     identifier: str | None,
-    tree: _Tree,
-    path: list[str],
+    path: Iterable[Mapping[str, Any]],
     where: str,
     reading: Reading,
     **metadata: str,
 ) -> Iterator[Conversation]:
-    turns = [turn for node in path if (turn := _turn(tree.message(node), where, reading)) is not None]
+    turns = [turn for node in path if (turn := _turn(node.get("message"), where, reading)) is not None]
     kept = {"source": "chatgpt", "model": entry.get("default_model_slug"), "gizmo_id": entry.get("gizmo_id")}
     found = reading.conversation(
         where,
@@ -111,73 +119,36 @@ def _conversation(
 # -- the tree -----------------------------------------------------------------------------------------------
 
 
-class _Tree:
-    """A conversation's messages and how they follow each other.
+def _checked(mapping: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return a conversation's nodes.
 
     Raises:
-        InputError: if they do not make a tree.
+        InputError: if one is none, or its parent is not there.
     """
+    for name, node in mapping.items():
+        if not isinstance(node, dict):
+            raise InputError(f"message {name}: an object was expected, not {kind(node)}")
+        message, parent = node.get("message"), node.get("parent")
+        if message is not None and not isinstance(message, dict):
+            raise InputError(f"message {name}: an object was expected, not {kind(message)}")
+        if parent is not None and (not isinstance(parent, str) or parent not in mapping):
+            raise InputError(f"message {name}: its parent {_short(parent)} is not there")
+    return mapping
 
-    def __init__(self, mapping: Mapping[str, Any]) -> None:
-        self._nodes = mapping
-        for name, node in mapping.items():
-            if not isinstance(node, dict):
-                raise InputError(f"message {name}: an object was expected, not {kind(node)}")
-            message, parent = node.get("message"), node.get("parent")
-            if message is not None and not isinstance(message, dict):
-                raise InputError(f"message {name}: an object was expected, not {kind(message)}")
-            if parent is not None and (not isinstance(parent, str) or parent not in mapping):
-                raise InputError(f"message {name}: its parent {_short(parent)} is not there")
-        parents = {node.get("parent") for node in mapping.values()}
-        self._leaves = [name for name in mapping if name not in parents]
 
-    def current(self, name: object) -> str | None:
-        """Return the node where the conversation ends: the one that is named, else the leaf written last."""
-        if isinstance(name, str) and name in self._nodes:
-            return name
-        if self._nodes and not self._leaves:
-            raise InputError(_CIRCLE)
-        return max(self._leaves, key=self._written, default=None)
+def _current(name: object, nodes: Mapping[str, Mapping[str, Any]], tree: Tree[str]) -> str | None:
+    """Return the node where the conversation ends: the one that is named, else the leaf written last."""
+    if isinstance(name, str) and name in nodes:
+        return name
+    if nodes and not tree.leaves:
+        raise InputError(CIRCLE)
+    return max(tree.leaves, key=lambda leaf: _written(nodes[leaf]), default=None)
 
-    def path(self, name: str | None) -> list[str]:
-        """Return the nodes from the beginning to one of them."""
-        path: dict[str, None] = {}
-        while name is not None:
-            if name in path:
-                raise InputError(_CIRCLE)
-            path[name] = None
-            name = self._nodes[name].get("parent")
-        return [*path][::-1]
 
-    def others(self, main: list[str]) -> list[tuple[str, str]]:
-        """Return the other branches in which something was said: the first node of their own, and the last."""
-        seen = set(main)
-        found = []
-        for leaf in self._leaves:
-            own: dict[str, None] = {}
-            name: str | None = leaf
-            while name is not None and name not in seen:
-                if name in own:
-                    raise InputError(_CIRCLE)
-                own[name] = None
-                name = self._nodes[name].get("parent")
-            seen.update(own)
-            said = [each for each in own if _speaks(self.message(each))]
-            if said:
-                found.append((said[-1], leaf))
-        if len(seen) < len(self._nodes):
-            raise InputError(_CIRCLE)
-        return found
-
-    def message(self, name: str) -> Mapping[str, Any] | None:
-        """Return a node's message, if it has one."""
-        message: Mapping[str, Any] | None = self._nodes[name].get("message")
-        return message
-
-    def _written(self, name: str) -> float:
-        message = self.message(name)
-        when = message.get("create_time") if message else None
-        return when if isinstance(when, (int, float)) else 0.0
+def _written(node: Mapping[str, Any]) -> float:
+    message = node.get("message")
+    when = message.get("create_time") if message else None
+    return when if isinstance(when, (int, float)) else 0.0
 
 
 def _short(value: object) -> str:
@@ -190,7 +161,7 @@ def _short(value: object) -> str:
 
 def _speaks(message: Mapping[str, Any] | None) -> bool:
     """Tell whether a message is one that is kept."""
-    return _turn(message, "", _SILENT) is not None
+    return _turn(message, "", SILENT) is not None
 
 
 def _turn(message: Mapping[str, Any] | None, where: str, reading: Reading) -> Turn | None:
@@ -224,12 +195,40 @@ def _text(content: Mapping[str, Any], reading: Reading) -> str:
     """Return the text of a message: its parts, or, for code and what tools answer, its text or result."""
     parts = content.get("parts")
     if not isinstance(parts, list):
-        return next((text for key in ("text", "result") if isinstance(text := content.get(key), str)), "")
+        return _unmarked(next((text for key in ("text", "result") if isinstance(text := content.get(key), str)), ""))
     said = []
     for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
         if isinstance(text, str):
-            said.append(text)
+            said.append(_unmarked(text))
         else:
             reading.on_skip(medium(str(part.get("content_type"))) if isinstance(part, dict) else "an attachment")
     return "\n".join(text for text in said if text.strip())
+
+
+def _unmarked(text: str) -> str:
+    """Return a text without the marks of citations, and without the blanks before them."""
+    pieces, end = [], 0
+    for mark in _MARK.finditer(text):
+        before, shown = text[end : mark.start()], _shown(mark)
+        # A single character may stand within a word, or before one.
+        pieces += [before if shown or len(mark.group()) == 1 else before.rstrip(" \t"), shown]
+        end = mark.end()
+    return "".join([*pieces, text[end:]])
+
+
+def _shown(mark: re.Match[str]) -> str:
+    """Return what the app shows in the place of a mark: of a name the name, of a link its text and where it leads."""
+    what, named = mark.groups()
+    if what == "url":
+        label, _, link = named.partition("\ue202")
+        return f"{label} ({link})" if link else label
+    if what != "entity":
+        return ""
+    try:
+        names = json.loads(named)
+    except (ValueError, RecursionError):
+        names = named
+    # ["city", "Paris", "capital of France"]
+    found = names[1] if isinstance(names, list) and len(names) > 1 else names
+    return found if isinstance(found, str) else ""

@@ -5,10 +5,13 @@ and what tools were called; `event_msg`, `turn_context` and others repeat it or 
 the items stand there without that envelope, after a first line with the session's id.
 
 Kept are what the person and the assistant said, tool calls (as `name(arguments)`) and what they returned (role `tool`).
-Left out are instructions and descriptions of the environment, which the program sends in the person's name, thoughts,
-and images.
+Left out are instructions and descriptions of the environment, and notes of commands and reviews that the person ran,
+all of which the program sends in the person's name; thoughts; images; and what was rolled back, which stays in the file
+and is taken back by an event after it.
 
-Source: https://github.com/openai/codex, codex-rs/protocol/src/models.rs (ResponseItem) and protocol.rs (RolloutItem).
+Source: https://github.com/openai/codex, codex-rs/protocol/src/models.rs (ResponseItem) and protocol.rs (RolloutItem);
+codex-rs/core/src/thread_rollout_truncation.rs (what is rolled back), core/src/context/user_shell_command.rs, and
+core/templates/review/exit_success.xml (`<user_action>`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from latent_memory.importers.base import (
     parts_of,
     parts_text,
 )
+from latent_memory.importers.branches import SILENT
 from latent_memory.messages import kind
 from latent_memory.records import Conversation, Turn
 
@@ -39,7 +43,8 @@ _ENVELOPES = ("session_meta", "response_item", "event_msg", "turn_context", "com
 # How messages begin that the program sends in the person's name.
 _INJECTED = re.compile(
     r"\s*(<(environment_context|user_instructions|instructions|turn_aborted|recommended_plugins|permissions|skills?"
-    r"|subagent_notification|collaboration_mode|app-context)\b|# AGENTS\.md instructions for )",
+    r"|subagent_notification|collaboration_mode|app-context|user_shell_command|user_action)\b"
+    r"|# AGENTS\.md instructions for )",
     re.IGNORECASE,
 )
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -77,6 +82,8 @@ def _session(member: Member, identifier: str | None, reading: Reading) -> Conver
     meta: Mapping[str, Any] = {}
     turns: list[Turn] = []
     tools: dict[str, str] = {}
+    # How many turns there were when the person asked something, each time.
+    asked: list[int] = []
     for where, record in json_lines(member, reading):
         if not isinstance(record, dict):
             reading.bad(where, f"an object was expected, not {kind(record)}")
@@ -98,9 +105,12 @@ def _session(member: Member, identifier: str | None, reading: Reading) -> Conver
             meta = meta or item
             continue
         elif what != "response_item":
-            reading.on_skip("a program record")
+            if not _rolled_back(item, turns, asked, reading):
+                reading.on_skip("a program record")
             continue
         try:
+            if _asks(item):
+                asked.append(len(turns))
             turn = _turn(item, where, when, tools, reading)
         except InputError as error:
             reading.bad(where, error)
@@ -123,6 +133,27 @@ def _session(member: Member, identifier: str | None, reading: Reading) -> Conver
     )
 
 
+def _rolled_back(event: Mapping[str, Any], turns: list[Turn], asked: list[int], reading: Reading) -> bool:
+    """Drop what an event takes back: the last `num_turns` things that were asked, and all that follows them."""
+    number = event.get("num_turns")
+    if event.get("type") != "thread_rolled_back" or not isinstance(number, int) or isinstance(number, bool):
+        return False
+    if number > 0 and asked:
+        first = asked[max(len(asked) - number, 0)]
+        for _ in turns[first:]:
+            reading.on_skip("a rolled-back turn")
+        del turns[first:], asked[max(len(asked) - number, 0) :]
+    return True
+
+
+def _asks(item: Mapping[str, Any]) -> bool:
+    """Tell whether an item is what the program counts as asked by the person: a review is, other notes are not."""
+    if item.get("type") != "message" or item.get("role") != "user":
+        return False
+    notes = [_INJECTED.match(parts_text([part], SILENT)) for part in parts_of(item.get("content"))]
+    return all(note is None or note[2] == "user_action" for note in notes)
+
+
 def _turn(item: Mapping[str, Any], where: str, when: object, tools: dict[str, str], reading: Reading) -> Turn | None:
     """Return what an item says; `tools` remembers the names of the tools that were called."""
     match item.get("type"):
@@ -133,6 +164,10 @@ def _turn(item: Mapping[str, Any], where: str, when: object, tools: dict[str, st
             if isinstance(call, str) and isinstance(name, str):
                 tools[call] = name
             given = next((item[key] for key in ("arguments", "input", "action") if item.get(key)), None)
+            if given is None and item.get("type") == "web_search_call":
+                # The program does not always tell what was looked for.
+                reading.on_skip("a tool call")
+                return None
             return reading.turn(where, "assistant", call_text(name, given), when, spare=True)
         case "function_call_output" | "custom_tool_call_output":
             output = item.get("output")
