@@ -1,7 +1,8 @@
 """Forms that data sets and frameworks use: ShareGPT, LangChain's messages, and JSON Lines as one document.
 
 ShareGPT's form is that of https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered, LangChain's that
-of libs/core/langchain_core/messages/utils.py at https://github.com/langchain-ai/langchain; the talk is made up.
+of libs/core/langchain_core/messages/utils.py at https://github.com/langchain-ai/langchain; parts of messages are those
+of Anthropic's https://docs.anthropic.com/en/api/messages and of OpenAI's chat completions. The talk is made up.
 """
 
 from __future__ import annotations
@@ -230,3 +231,97 @@ def test_conversations_of_messages_in_any_json(path: Path, content: str, memory:
 def test_a_bad_entry_in_an_array_of_conversations(path: Path) -> None:
     with pytest.raises(InputError, match=r"entry 2: messages\[0\]: no \"role\""):
         read(path, json.dumps([TALK, {"messages": [{}]}]))
+
+
+def part(what: str, **fields: Any) -> dict[str, Any]:
+    return {"type": what, **fields}
+
+
+PICTURE = part("image_url", image_url={"url": "data:"})
+
+
+def test_messages_that_say_nothing_are_left_out(path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": [PICTURE]},
+        {"role": "user", "content": [PICTURE, part("text", text="What is it?")]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]},
+        {"role": "assistant", "content": None, "function_call": {"name": "see", "arguments": "{}"}},
+        {"role": "tool", "content": [part("text", text="A cat")]},
+    ]
+    for content in (lines({"messages": messages}), json.dumps([{"messages": messages}]), json.dumps(messages)):
+        (found,), skipped = read(path, content)
+        assert spoken(found) == [
+            ("user", "Hello"),
+            ("user", "What is it?"),
+            ("assistant", "look({})"),
+            ("assistant", "see({})"),
+            ("tool", "A cat"),
+        ]
+        assert skipped == {"an empty message": 2, "an image": 2}
+
+
+def test_parts_as_anthropic_writes_them(path: Path) -> None:
+    result = part("tool_result", tool_use_id="t1", content=[part("text", text="Rain"), part("image", source={})])
+    messages = [
+        {"role": "user", "content": [part("image", source={}), part("document", source={}), "Weather?"]},
+        {
+            "role": "assistant",
+            "content": [part("thinking", thinking="Hm"), part("tool_use", name="w", input={"at": "Oslo"})],
+        },
+        {"role": "user", "content": [result, part("text", text="And tomorrow?")]},
+        {"role": "assistant", "content": [part("text", text="I look."), part("tool_use", name="w", input={})]},
+        {"role": "user", "content": [part("tool_result", content="Sun"), part("tool_result", content="x" * 1_000_001)]},
+    ]
+    (found,), skipped = read(path, lines({"messages": messages}))
+    assert spoken(found) == [
+        ("user", "Weather?"),
+        ("assistant", 'w({"at": "Oslo"})'),
+        ("tool", "Rain"),
+        ("user", "And tomorrow?"),
+        ("assistant", "I look."),
+        ("tool", "Sun"),
+    ]
+    assert skipped == {"an image": 2, "an attachment": 1, "a thought": 1, "a tool call": 1, "an overlong text": 1}
+
+
+def test_a_conversation_of_pictures_alone_is_left_out_and_one_of_nothing_is_broken(path: Path) -> None:
+    pictures = {"messages": [{"role": "user", "content": [PICTURE]}]}
+    (found,), skipped = read(path, lines(pictures, TALK))
+    assert found.conversation_id == "c1"
+    assert skipped == {"an image": 1, "an empty message": 1, "an empty conversation": 1}
+    with pytest.raises(InputError, match=r"line 2: messages\[0\]\.content: empty"):
+        read(path, lines(TALK, {"messages": [{"role": "user", "content": " "}]}))
+
+
+MESSAGES = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi", "timestamp": "2024-05-01"}]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_messages_is_one_conversation(path: Path, indent: int | None, memory: LatentMemory) -> None:
+    (found,), skipped = read(path, json.dumps(MESSAGES, indent=indent))
+    assert importers.recognise(path) == "jsonl"
+    assert (found.conversation_id, spoken(found)) == (None, [("user", "Hello"), ("assistant", "Hi")])
+    assert (dict(found.metadata), found.generated, skipped) == ({}, frozenset({"timestamp:file"}), Counter())
+    assert memory.add(importers.read(path)).added == 1
+    assert memory.add(importers.read(path)).unchanged == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (json.dumps([*MESSAGES, 5]), "messages[2]: an object was expected, not a number"),
+        (json.dumps([*MESSAGES, {"role": "ghost", "content": "Boo"}]), "messages[2].role: 'ghost' is unknown"),
+        (json.dumps([*MESSAGES, TALK]), 'messages[2]: no "role"'),
+        (json.dumps(MESSAGES, indent=1)[:-9], "not JSON"),
+    ],
+)
+def test_a_bad_message_makes_an_array_of_messages_bad(path: Path, content: str, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(path, content)
+    assert str(caught.value).startswith(str(path))
+    assert told in str(caught.value)
+    bad: list[InputError] = []
+    assert read(path, content, on_bad=bad.append)[0] == []
+    assert [told in str(error) for error in bad] == [True]

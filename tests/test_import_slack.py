@@ -1,7 +1,10 @@
 """Slack exports.
 
 The form is that of Slack's documentation of the `message` event and of its help page on exports, as
-hfaran/slack-export-viewer reads them; people, bots and talk are made up.
+hfaran/slack-export-viewer reads them; people, bots and talk are made up. Rich texts are those of
+https://docs.slack.dev/reference/block-kit/blocks/rich-text-block, attachments those of
+https://api.slack.com/reference/messaging/attachments; what was forwarded has the form that langchain-ai/open-swe reads
+(agent/utils/slack.py: is_share, author_name, text).
 """
 
 from __future__ import annotations
@@ -193,6 +196,111 @@ def test_bots_say_what_they_attach(path: Path) -> None:
     blocks = [{"type": "section", "text": {"type": "mrkdwn", "text": "All <https://example.org|green>"}}, {"type": "x"}]
     (found,) = read(export(path, day(text=None, blocks=blocks)))
     assert found.turns[0].text == "All green (https://example.org)"
+
+
+def rich(*elements: Any) -> list[dict[str, Any]]:
+    return [{"type": "rich_text", "block_id": "b", "elements": list(elements)}]
+
+
+def section(*elements: Any) -> dict[str, Any]:
+    return {"type": "rich_text_section", "elements": list(elements)}
+
+
+def words(text: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": text, **more}
+
+
+NAMES = {"users.json": USERS, "channels.json": FILES["channels.json"]}
+
+
+def test_rich_text_alone_is_read(path: Path) -> None:
+    blocks = rich(
+        section(
+            *(words("Look, "), {"type": "user", "user_id": "U2"}, words(": "), words("now", style={"bold": True})),
+            *(words(" in "), {"type": "channel", "channel_id": "C1"}, words(" "), {"type": "emoji", "name": "tada"}),
+            *(words(" "), {"type": "broadcast", "range": "here"}, {"type": "usergroup", "usergroup_id": "S1"}),
+            *(words(" <b> & "), {"type": "link", "url": "https://example.org/plan", "text": "the plan"}, words("\n")),
+        ),
+        {"type": "rich_text_list", "style": "bullet", "elements": [section(words("green")), section(words("blue"))]},
+        {"type": "rich_text_list", "style": "ordered", "indent": 1, "offset": 1, "elements": [section(words("paint"))]},
+        {"type": "rich_text_quote", "elements": [words("one\ntwo")]},
+        {
+            "type": "rich_text_preformatted",
+            "elements": [words("x = 1\n"), {"type": "link", "url": "http://example.org"}],
+        },
+        {"type": "rich_text_list", "style": "bullet", "elements": "x"},
+    )
+    (found,) = read(export(path, NAMES | day(text="", blocks=blocks)))
+    assert found.turns[0].text == (
+        "Look, @Ben Okoro: now in #general :tada: @here@S1 <b> & the plan (https://example.org/plan)\n"
+        "• green\n• blue\n    2. paint\n> one\n> two\n```x = 1\nhttp://example.org```"
+    )
+
+
+def test_rich_text_that_nests_without_end_is_read(path: Path) -> None:
+    element = words("deep")
+    for _ in range(200):
+        element = section(element)
+    skipped: list[str] = []
+    assert read(export(path, day(text="", blocks=rich(element, section(words("x"))))))[0].turns[0].text == "x"
+    assert read(export(path, day(text="", blocks=rich(element))), on_skip=skipped.append) == []
+    assert skipped == ["an empty message"]
+
+
+def test_the_fields_of_a_section_are_read(path: Path) -> None:
+    fields = [{"type": "mrkdwn", "text": "*Who*\n<@U1>"}, {"type": "plain_text", "text": "7 &amp; 8"}, {"type": "x"}]
+    blocks = [
+        {"type": "header", "text": {"type": "plain_text", "text": "Build"}},
+        {"type": "section", "fields": fields},
+        {"type": "context", "elements": [{"type": "mrkdwn", "text": "by CI"}, {"type": "image", "image_url": "x"}]},
+        {"type": "actions", "elements": [{"type": "button", "text": {"type": "plain_text", "text": "Retry"}}]},
+    ]
+    (found,) = read(export(path, NAMES | day(text="", blocks=blocks)))
+    assert found.turns[0].text == "Build\n*Who*\n@Ana\n7 & 8\nby CI"
+
+
+def test_what_was_forwarded_is_told_with_who_said_it(path: Path) -> None:
+    shared = {
+        "is_share": True,
+        "is_msg_unfurl": True,
+        "author_name": "Ben",
+        "text": "See <#C1>",
+        "fallback": "[..] See",
+    }
+    unnamed = {"is_share": True, "text": "", "fallback": "No name"}
+    inner = {"message": {"blocks": rich(section(words("In blocks")))}}
+    blocks = {"is_share": True, "author_id": "U2", "message_blocks": [inner], "files": [{"name": "a.pdf"}]}
+    attachments = [shared, unnamed, blocks, {"is_share": True}]
+    (found,) = read(export(path, NAMES | day(text="Look:", attachments=attachments)))
+    assert found.turns[0].text == (
+        "Look:\n[forwarded from Ben: See #general]\n[forwarded: No name]\n"
+        "[forwarded from Ben Okoro: In blocks\n[shared a file: a.pdf]]"
+    )
+
+
+def test_what_a_bot_attaches_beside_its_text_is_kept_once(path: Path) -> None:
+    attachments = [
+        {
+            "fallback": "Build 7 failed",
+            "pretext": "Build 7",
+            "title": "Build 7",
+            "text": "2 tests <http://x.example|fail>",
+        },
+        {"fallback": "Build 7"},
+        {"fallback": "Log: see &gt;"},
+        {"title": "Host", "fields": [{"title": "host", "value": "web-1"}], "blocks": rich(section(words("Up")))},
+        "x",
+    ]
+    bot = {"subtype": "bot_message", "bot_id": "B1", "username": "CI"}
+    (found,) = read(export(path, day(text="Build 7", attachments=attachments, **bot)))
+    assert found.turns[0].text == "Build 7\n2 tests fail (http://x.example)\nLog: see >\nHost\nhost: web-1\nUp"
+
+
+def test_a_preview_of_a_link_is_not_what_a_person_said(path: Path) -> None:
+    skipped: list[str] = []
+    preview = {"from_url": "http://x.example", "title": "Example", "text": "An example.", "fallback": "Example"}
+    (found,) = read(export(path, day(text="<http://x.example>", attachments=[preview])), on_skip=skipped.append)
+    assert (found.turns[0].text, skipped) == ("http://x.example", ["a preview of a link"])
 
 
 def test_what_slack_says_itself_is_left_out(path: Path) -> None:

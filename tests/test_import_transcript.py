@@ -1,9 +1,13 @@
-"""Transcripts, in the forms that chat interfaces and meeting recorders write; the talk is made up."""
+"""Transcripts, in the forms that chat interfaces and meeting recorders write; the talk is made up.
+
+Names alone in bold are those of Cursor's "Export Chat", as
+https://github.com/specstoryai/getspecstory and others write them too.
+"""
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,12 @@ FORMS = {
     "bold, the colon outside": f"**Human**: How much salt?\n\n__AI__:\n{TAIL}\n",
     "plain": f"User: How much salt?\nAssistant: {TAIL}\n",
     "plain, a line for the name": f"ME:\nHow much salt?\n\nBot:\n{TAIL}\n",
+    "a line in bold": f"# Salt\n\n---\n\n**User**\n\nHow much salt?\n\n---\n\n**Cursor**\n\n{TAIL}\n\n---\n",
+    "a line in bold italics": (
+        f"_**User (2025-12-25 10:07Z)**_\n\nHow much salt?\n\n---\n\n_**Agent (model claude-opus-4-5)**_\n\n{TAIL}\n"
+    ),
+    "questions and answers": f"Q: How much salt?\nA: {TAIL}\n",
+    "a date and a dash": f"2024-05-01 10:00 - User: How much salt?\n2024-05-01 10:01 - Assistant: {TAIL}",
     "timed": f"[2024-05-01 10:00:00] User: How much salt?\r\n[2024-05-01 10:00:05] GPT: {TAIL}",
 }
 
@@ -59,6 +69,32 @@ def test_title_and_times(path: Path) -> None:
     assert (found.title, found.timestamp, found.generated) == (None, None, frozenset())
     (found,) = read(path, FORMS["headings with times"])
     assert found.turns[0].timestamp == datetime(2024, 5, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("written", "when"),
+    [
+        ("2024-05-01, 10:00", datetime(2024, 5, 1, 10)),
+        ("2024/05/01 3:05 PM", datetime(2024, 5, 1, 15, 5)),
+        ("01.05.2024 10:00", datetime(2024, 5, 1, 10)),
+        ("28/03/2025, 10:00:07", datetime(2025, 3, 28, 10, 0, 7)),
+        ("2025-12-25T10:07:00Z", datetime(2025, 12, 25, 10, 7, tzinfo=UTC)),
+        # Two readers would read two days.
+        ("01/05/2024 10:00", None),
+        ("2024-99-99 10:00", None),
+        ("10:00:07", None),
+    ],
+)
+def test_a_date_with_a_time_dates_a_turn(path: Path, written: str, when: datetime | None) -> None:
+    (found,) = read(path, f"[{written}] User: How much?\n[{written}] Bot: Two grams.\n")
+    assert found.turns == (Turn("user", "How much?", when), Turn("assistant", "Two grams.", when))
+
+
+def test_an_agent_among_people_and_a_point_a_are_no_assistants(path: Path) -> None:
+    text = "Customer: It broke again today.\nAgent: I send a new one.\n" * 2
+    assert [turn[:2] for turn in spoken(read(path, text))] == [("user", "Customer"), ("user", "Agent")] * 2
+    text = "A: It broke again today.\nB: I send a new one.\n" * 2
+    assert [turn[:2] for turn in spoken(read(path, text))] == [("user", "A"), ("user", "B")] * 2
 
 
 def test_a_meeting(path: Path) -> None:
@@ -132,6 +168,11 @@ def test_files_of_one_name_are_not_one_conversation(tmp_path: Path) -> None:
         "Colour: red\nSize: XL\n\nColour: blue\nSize: S\n\nColour: green\nSize: M\n",
         "[2024-05-01 10:00:00] INFO: started\n[2024-05-01 10:00:01] ERROR: failed\n[2024-05-01 10:00:02] INFO: x\n",
         "**Pros:** cheap\n**Cons:** slow\n",
+        "Breakfast: two eggs with toast\nLunch: a soup with bread\n\n" * 2,
+        "Plan: we paint the hall\nDone: we bought the paint\nBlocked: the ladder is lent\n\n" * 3,
+        "**Speed**\n\nIt is fast.\n\n**Cost**\n\nIt is cheap.\n\n**Speed**\n\nStill.\n\n**Cost**\n\nStill.\n",
+        "Notes of the day.\nWe met at nine.\nWe left at ten.\nIt rained.\nQ: who comes next time\nA: Ana does\n",
+        "2024-05-01 10:00 - INFO: started\n2024-05-01 10:01 - ERROR: failed\n",
         "To: ana@example.org\nFrom: ben@example.org\nSubject: lunch\n\nHow about noon?\n",
         "User: only a field\n",
         "https://example.org\nhttps://example.com\n",
@@ -144,14 +185,14 @@ def test_files_of_one_name_are_not_one_conversation(tmp_path: Path) -> None:
 def test_other_texts_are_not_taken_for_transcripts(tmp_path: Path, text: str) -> None:
     path = tmp_path / "some.txt"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"of no known format|empty; there is nothing to add"):
+    with pytest.raises(InputError, match=r"unknown format|nothing to add"):
         importers.recognise(path)
 
 
 def test_files_of_other_kinds_are_not_looked_into(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("user: ana is my name\nassistant: claude is it\nuser: two of them\n")
-    with pytest.raises(InputError, match="of no known format"):
+    with pytest.raises(InputError, match="unknown format"):
         importers.recognise(path)
 
 
@@ -188,3 +229,10 @@ def test_any_text_is_read_or_refused(path: Path, lines: list[str]) -> None:
 def test_any_bytes_are_read_or_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     list(importers.read(path, source="transcript", on_bad=lambda _: None))
+
+
+def test_a_line_that_was_made_to_take_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "talk.md"
+    path.write_text("User: hi\nAssistant: ho\n[00:12:03]" + " " * 100_000 + "1\n")
+    (found,) = importers.read(path)
+    assert [turn.role for turn in found.turns] == ["user", "assistant"]

@@ -1,14 +1,17 @@
 """WhatsApp chats.
 
 The forms of dates are those that Pustur/whatsapp-chat-parser reads (its tests/unit/parser.test.ts), the wordings of
-WhatsApp's own lines those that public parsers list; the talk is made up.
+WhatsApp's own lines those that public parsers list: mlomb/chat-analytics (pipeline/parse/parsers/WhatsApp.ts),
+starkdmi/whats_json (lib/src/patterns.dart, and README.md for the date in Arabic digits), JaydenCJ/chatcarve
+(src/chatcarve/media.py, system.py) and matteogilioli/wa-chat-viewer (test/formats.test.mjs); the talk is made up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import zipfile
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from latent_memory import Conversation, LatentMemory, Turn, importers
 from latent_memory.errors import InputError
 
 LRM = "\u200e"
+RLM = "\u200f"
 NARROW = "\u202f"
 
 ANDROID = """\
@@ -146,6 +150,11 @@ def test_an_ios_chat(path: Path) -> None:
         ("[2018/6/13 下午9:25:15] a: m", datetime(2018, 6, 13, 21, 25, 15)),
         ("١٣/٦/٢٠١٨، ٩:٢٥ م - a: m", datetime(2018, 6, 13, 21, 25)),
         (f"{LRM}[13/6/18, 21:25:15] a: m", datetime(2018, 6, 13, 21, 25, 15)),
+        # CLDR's short date in Arabic has a mark before each separator, d\u200f/M\u200f/y.
+        (f"{RLM}1{RLM}/5{RLM}/2023، 3:05 م - a: m", datetime(2023, 5, 1, 15, 5)),
+        (f"[٢٧{RLM}/٣{RLM}/٢٠٢٢، ٩:٥٣:٥٦{NARROW}م] a: m", datetime(2022, 3, 27, 21, 53, 56)),
+        (f"{RLM}٢٧/٣/٢٠٢٢، ٩:٥٣:٥٦ م{RLM} - a: m", datetime(2022, 3, 27, 21, 53, 56)),
+        (f"{RLM}٢/٤/٢٠٢٦ ١:٠٠ م - a: m", datetime(2026, 4, 2, 13, 0)),
     ],
 )
 def test_dates_of_many_places(path: Path, line: str, when: datetime) -> None:
@@ -161,6 +170,9 @@ def test_dates_of_many_places(path: Path, line: str, when: datetime) -> None:
         # Nothing is above 12, but only one reading goes forward in time.
         (["01/02/18", "02/02/18", "01/03/18"], [(2, 1), (2, 2), (3, 1)]),
         (["02/01/18", "02/02/18", "03/01/18"], [(2, 1), (2, 2), (3, 1)]),
+        # Both go forward; the number that changes more often is the day, whatever the dates look like.
+        (["5/1/23", "6/1/23", "6/1/23", "8/1/23"], [(1, 5), (1, 6), (1, 6), (1, 8)]),
+        (["01/05/23", "01/06/23", "01/08/23", "02/08/23"], [(1, 5), (1, 6), (1, 8), (2, 8)]),
         # Nothing tells: most of the world has the day first.
         (["03/04/18"], [(4, 3)]),
     ],
@@ -171,12 +183,46 @@ def test_the_whole_file_tells_days_from_months(path: Path, dates: list[str], day
     assert [(when.month, when.day) for when in told if when] == days
 
 
+def test_a_chat_is_not_later_than_its_file(path: Path) -> None:
+    said = "5/1/23, 3:05 PM - Ana: hello\n"
+    assert [c.timestamp for c in read(path, said)] == [datetime(2023, 5, 1, 15, 5)]
+    written = datetime(2023, 1, 5, 16, tzinfo=UTC).timestamp()
+    os.utime(path, (written, written))
+    assert [c.timestamp for c in importers.read(path)] == [datetime(2023, 1, 5, 15, 5)]
+
+
+def test_a_later_export_that_reveals_the_order_adds_only_what_is_new(path: Path, memory: LatentMemory) -> None:
+    lines = [f"{day}/1/23, 3:05 PM - Ana: hello on day {day}\n" for day in (5, 6, 25)]
+    assert memory.add(read(path, "".join(lines[:2]))).added == 2
+    report = memory.add(read(path, "".join(lines)))
+    assert (report.added, report.changed, report.unchanged) == (1, 0, 2)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         *("<Media omitted>", "<Medien ausgeschlossen>", "<Multimedia omitido>", f"{LRM}Bild weggelassen", "null"),
         *("image omitted", "Audio weggelassen", f"{LRM}<Anhang: 00000021-VCARD.vcf>", "STK-20230501-WA0001.webp"),
         *("report 3.pdf (file attached)", "IMG-20250330-WA0001.jpg (Datei angehängt)", "Se eliminó este mensaje."),
+        *(
+            "<メディアは含まれていません>",
+            "<省略多媒体文件>",
+            "< Média vynechána >",
+            "<Medya atlanmış>",
+            "<Без медиафайлов>",
+        ),
+        *("Dit bericht is verwijderd", "U hebt dit bericht verwijderd", "Bu mesaj silindi", "Bu mesajı sildiniz."),
+        *(
+            "Tämä viesti poistettiin.",
+            "Poistit tämän viestin",
+            "このメッセージは削除されました。",
+            "تم حذف هذه الرسالة",
+        ),
+        *("Missed voice call", "Missed voice call, Tap to call back", "Missed group video call", "Voice call, 12 min"),
+        *("Voice call, No answer", "Video call. 3 sec", "Voice call, 1 hr 3 min", "Silenced voice call, Focus mode"),
+        *("Sprachanruf. 6 Sek.", "Verpasster Sprachanruf. Zum Zurückrufen tippen", "Videollamada. 12 minutos"),
+        *("Chiamata vocale persa. \u200eTocca per richiamare", "Gemiste spraakoproep", "Cevapsız sesli arama"),
+        *("<pièce jointe: plan.pdf>", f"{LRM}<kötve: 00000021-PHOTO-2023-05-01-09-13-20.jpg>"),
     ],
 )
 def test_what_nobody_wrote_is_left_out(path: Path, text: str) -> None:
@@ -194,6 +240,17 @@ def test_what_nobody_wrote_is_left_out(path: Path, text: str) -> None:
         ("<Medien ausgeschlossen>\n4Bit.mod", "4Bit.mod"),
         ("Fertig! <Diese Nachricht wurde bearbeitet.>", "Fertig!"),
         ("at 10:00: breakfast", "at 10:00: breakfast"),
+        ("video call tomorrow?", "video call tomorrow?"),
+        ("Voice call was great, thank you", "Voice call was great, thank you"),
+        ("Voice call me when you can", "Voice call me when you can"),
+        ("Voice call", "Voice call"),
+        ("Voice call, 12 min ago?", "Voice call, 12 min ago?"),
+        ("Missed voice call from you, sorry", "Missed voice call from you, sorry"),
+        ("<not sure if serious>", "<not sure if serious>"),
+        ("<insert joke here>\nha", "<insert joke here>\nha"),
+        ("Read this <Note: see report.pdf>", "Read this <Note: see report.pdf>"),
+        ("Bu mesaj silindi mi?", "Bu mesaj silindi mi?"),
+        ("<メディアなし>\n写真", "写真"),
         ("my list\n12/05/2023 10:00 milk: one", "my list\n12/05/2023 10:00 milk: one"),
         ("my list\n[12/05/2023, 10:00:00] Ben: quoted", "my list\n[12/05/2023, 10:00:00] Ben: quoted"),
     ],
@@ -270,10 +327,34 @@ def test_other_texts_are_not_taken_for_chats(tmp_path: Path) -> None:
         "hello",
     ):
         path.write_text(text)
-        with pytest.raises(InputError, match="of no known format"):
+        with pytest.raises(InputError, match="unknown format"):
             importers.recognise(path)
     with pytest.raises(InputError, match="no line begins with a date and a time"):
         list(importers.read(path, source="whatsapp"))
+
+
+@pytest.mark.parametrize("name", ["DJ", "ANA", "INFO", "DEBUG INFO"])
+def test_a_name_in_capitals_is_a_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "renamed.txt"
+    path.write_text(f"01/05/2023, 09:12 - {name}: hello\n01/05/2023, 09:13 - Ben: hi\n01/05/2023, 09:14 - Ben: so?\n")
+    assert importers.recognise(path) == "whatsapp"
+    assert texts(list(importers.read(path))) == [(name, "hello"), ("Ben", "hi"), ("Ben", "so?")]
+
+
+@pytest.mark.parametrize(
+    "form", ["[2024-05-01 10:0{}:00] {}: {}\n", "2024-05-01 10:0{} - {}: {}\n", "2024-05-01, 10:0{} - {}: {}\n"]
+)
+def test_a_chat_with_an_assistant_is_a_transcript(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "talk.txt"
+    path.write_text(form.format(0, "User", "hello") + form.format(1, "Assistant", "hi"))
+    assert importers.recognise(path) == "transcript"
+    (found,) = importers.read(path)
+    assert found.turns == (
+        Turn("user", "hello", datetime(2024, 5, 1, 10)),
+        Turn("assistant", "hi", datetime(2024, 5, 1, 10, 1)),
+    )
+    # A person can be called so; then the name that WhatsApp gives to the file tells.
+    assert importers.recognise(path.rename(tmp_path / "WhatsApp Chat with Claude.txt")) == "whatsapp"
 
 
 LINE = st.builds(
@@ -297,3 +378,13 @@ def test_any_bytes_are_read_or_refused(path: Path, content: bytes) -> None:
     # What begins as a zip and is none is refused as a whole.
     with contextlib.suppress(InputError):
         read(path, content, on_bad=lambda _: None)
+
+
+def test_lines_and_names_that_were_made_to_take_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "chat.zip"
+    line = "1/5/23, 15:05 - Ana: " + "•" * 200 + " " * 190 + "x\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("whatsapp with " * 600 + "\n/_chat.txt", line * 1_000)
+    # In time that a test has: before, half a minute.
+    (found,) = importers.read(path, source="whatsapp")
+    assert len(found.turns) == 1_000

@@ -9,11 +9,16 @@ and first in its thread, which could not be understood without it. The ids are "
 "CHANNEL-ID/THREAD-TS", so a later export adds turns and conversations, and a channel that was renamed stays itself.
 
 People have the role "user", bots "assistant", both with their names. Mentions are told by name, links as
-"label (address)", and a file as "[shared a file: NAME]". What Slack says itself ("Ana has joined the channel") is left
-out.
+"label (address)", a file as "[shared a file: NAME]", and a message that was forwarded as "[forwarded from NAME: TEXT]".
+A message without a text is read from its blocks. What a bot attaches beside its text is kept as text too; what a person
+attaches beside theirs is Slack's preview of a link, and left out, as is what Slack says itself ("Ana has joined the
+channel").
 
-Source: Slack's documentation of the `message` event, its subtypes and "Formatting text for app surfaces", its help
-page "How to read Slack data exports", and hfaran/slack-export-viewer.
+Source: Slack's documentation of the `message` event, its subtypes and "Formatting text for app surfaces", of blocks
+(https://docs.slack.dev/reference/block-kit/blocks/rich-text-block) and of attachments
+(https://api.slack.com/reference/messaging/attachments), its help page "How to read Slack data exports", and
+hfaran/slack-export-viewer (slackviewer/message.py). What was forwarded (`is_share`, `author_name`) is not documented;
+it is read as langchain-ai/open-swe does (agent/utils/slack.py).
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +49,8 @@ _SAID = (
     *("file_mention", "slackbot_response"),
 )
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+# Rich texts nest lists and quotes, but not without end.
+_DEEPEST = 20
 _LINK = re.compile(r"<([@#!][^<>\n|]+|[A-Za-z][\w+.-]*:[^<>\n|]+)(?:\|([^<>\n]*))?>")
 
 
@@ -221,35 +228,132 @@ def _turn(message: Mapping[str, Any], where: str, names: _Names, reading: Readin
         seconds = None
     if seconds is None:
         raise InputError(f'"ts": seconds since 1970 were expected, not {str(when)[:40]!r}')
-    parts = [_text(message, names), *(f"[shared a file: {name}]" for name in _files(message))]
     role, name = _speaker(message, names)
+    parts = [*_said(message, role, names, reading), *(f"[shared a file: {name}]" for name in _files(message))]
     return reading.turn(where, role, "\n".join(part for part in parts if part.strip()), seconds, name)
 
 
-def _text(message: Mapping[str, Any], names: _Names) -> str:
+def _said(message: Mapping[str, Any], role: str, names: _Names, reading: Reading) -> Iterator[str]:
+    """Yield what a message says: its text, else its blocks; what a bot attaches, and what was forwarded."""
     text = message.get("text")
     if text is not None and not isinstance(text, str):
         raise InputError(f'"text": a text was expected, not {kind(text)}')
-    if not text or not text.strip():
-        # Bots often say everything in what they attach.
-        text = "\n".join(_attached(message.get("attachments"))) or "\n".join(_blocks(message.get("blocks")))
+    said = _told(text, names) if text and text.strip() else "\n".join(_blocks(message.get("blocks"), names))
+    yield said
+    attachments = message.get("attachments")
+    for attachment in attachments if isinstance(attachments, list) else ():
+        if not isinstance(attachment, dict):
+            continue
+        if attachment.get("is_share") is True:
+            yield _forwarded(attachment, names)
+        elif role == "assistant" or not said.strip():
+            # Bots often say the most, or everything, in what they attach.
+            yield "\n".join(_attached(attachment, said, names))
+        else:
+            reading.on_skip("a preview of a link")
+
+
+def _told(text: str, names: _Names) -> str:
+    """Return a text as people read it: its links and mentions by name, and without escapes."""
     return html.unescape(_LINK.sub(lambda link: _link(link[1], link[2], names), text))
 
 
-def _attached(attachments: object) -> Iterator[str]:
-    for attachment in attachments if isinstance(attachments, list) else ():
-        if isinstance(attachment, dict):
-            told = [attachment.get(key) for key in ("pretext", "title", "text")]
-            found = [text for text in told if isinstance(text, str) and text.strip()]
-            fallback = attachment.get("fallback")
-            yield from found or ([fallback] if isinstance(fallback, str) else [])
+def _attached(attachment: Mapping[str, Any], said: str, names: _Names) -> Iterator[str]:
+    """Yield what an attachment says and `said` does not say already."""
+    told = [_told(text, names) for key in ("pretext", "title", "text") if isinstance(text := attachment.get(key), str)]
+    for field in _objects(attachment.get("fields")):
+        pair = [field[key] for key in ("title", "value") if isinstance(field.get(key), str) and field[key].strip()]
+        told.append(_told(": ".join(pair), names))
+    told += _blocks(attachment.get("blocks"), names)
+    found = [text for text in told if text.strip()]
+    fallback = attachment.get("fallback")
+    if not found and isinstance(fallback, str):
+        found = [_told(fallback, names)]
+    before = said
+    for text in found:
+        if f"\n{text.strip()}\n" not in f"\n{before}\n":
+            before = f"{before}\n{text.strip()}"
+            yield text
 
 
-def _blocks(blocks: object) -> Iterator[str]:
-    for block in blocks if isinstance(blocks, list) else ():
-        text = block.get("text") if isinstance(block, dict) else None
-        if isinstance(text, dict) and isinstance(text.get("text"), str):
-            yield text["text"]
+def _forwarded(attachment: Mapping[str, Any], names: _Names) -> str:
+    """Return what somebody else had said, and who."""
+    text = attachment.get("text")
+    said = _told(text, names) if isinstance(text, str) and text.strip() else ""
+    for block in _objects(attachment.get("message_blocks")) if not said else ():
+        inner = block.get("message")
+        said += "\n".join(_blocks(inner.get("blocks"), names)) if isinstance(inner, dict) else ""
+    parts = [said.strip() or "\n".join(_attached(attachment, "", names)).strip()]
+    parts += [f"[shared a file: {name}]" for name in _files(attachment)]
+    author = attachment.get("author_name")
+    if not isinstance(author, str) or not author.strip():
+        author = names.users.get(str(attachment.get("author_id")))
+    told = "\n".join(part for part in parts if part)
+    return f"[forwarded{f' from {author}' if author else ''}: {told}]" if told else ""
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _blocks(blocks: object, names: _Names) -> Iterator[str]:
+    """Yield what blocks say, each as one text."""
+    for block in _objects(blocks):
+        if block.get("type") == "rich_text":
+            told = (_rich(element, names).strip("\n") for element in _objects(block.get("elements")))
+            yield from (text for text in told if text)
+            continue
+        # A section has a text, fields, or both; what stands small in a context are its elements.
+        places = [block.get("text"), *_objects(block.get("fields"))]
+        places += _objects(block.get("elements")) if block.get("type") == "context" else []
+        for place in places:
+            text = place.get("text") if isinstance(place, dict) else place
+            if isinstance(text, str):
+                yield _told(text, names)
+
+
+def _rich(element: Mapping[str, Any], names: _Names, depth: int = 0) -> str:
+    """Return what an element of a rich text says, as Slack writes the same into a message's text."""
+    inner = [_rich(each, names, depth + 1) for each in _objects(element.get("elements"))] if depth < _DEEPEST else []
+    match element.get("type"):
+        case "rich_text_list":
+            ordered = element.get("style") == "ordered"
+            first, indent = _number(element.get("offset")) + 1, "    " * min(_number(element.get("indent")), _DEEPEST)
+            marks = (f"{number}. " if ordered else "• " for number in count(first))
+            return "\n".join(f"{indent}{mark}{text}" for mark, text in zip(marks, inner, strict=False))
+        case "rich_text_quote":
+            return "\n".join(f"> {line}" for line in "".join(inner).split("\n"))
+        case "rich_text_preformatted":
+            return f"```{''.join(inner)}```"
+        case "link" if isinstance(element.get("url"), str):
+            label = element.get("text")
+            return _link(element["url"], label if isinstance(label, str) else None, names) if element["url"] else ""
+        case "user" | "channel" | "usergroup" | "broadcast" | "emoji" | "date" as what:
+            return _mention(what, element, names)
+        case _:
+            text = element.get("text")
+            return text if isinstance(text, str) else "".join(inner)
+
+
+def _mention(what: str, element: Mapping[str, Any], names: _Names) -> str:
+    """Return what stands for somebody or something in a rich text; "" if it does not say what."""
+    key, form = {
+        "user": ("user_id", "@{}"),
+        "channel": ("channel_id", "#{}"),
+        "usergroup": ("usergroup_id", "@{}"),
+        "broadcast": ("range", "@{}"),
+        "emoji": ("name", ":{}:"),
+        "date": ("fallback", "{}"),
+    }[what]
+    value = element.get(key)
+    if not isinstance(value, str) or not value:
+        return ""
+    known = {"user": names.users, "channel": names.channels}.get(what, {})
+    return form.format(known.get(value, value))
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _files(message: Mapping[str, Any]) -> Iterator[str]:

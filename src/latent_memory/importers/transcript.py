@@ -2,22 +2,28 @@
 
     ## User                     a heading
     **Ana:** ...                a name in bold
+    **User**                    a name in bold, alone in its line
     [00:12:03] Ana: ...         a name behind a time
+    2024-05-01 10:00 - Ana: ... a name behind a date and a time
     User: ...                   a name
 
 A file is one conversation, in the form of these that most of its lines are in; what follows a speaker's line, up to
 the next, is what they say. Code fences are kept as they are. Where a user and an assistant speak, nobody else does.
-Among people, a name counts as a speaker's if it stands in bold or behind a time, or speaks more than once: "Note: ..."
-is text.
+Among people, a name counts as a speaker's if it stands in bold before a colon or behind a time, or speaks more than
+once: "Note: ..." is text. Fields are no speakers: words of a diary ("Breakfast: ..."), and three or more names that
+always come in the same order.
 
 User, Human, Me and You have the role "user"; Assistant, AI, Bot and the assistants' own names "assistant"; System
-"system"; anybody else is a person, so a "user" with a name. A time with a date dates a turn; a time of day alone is
-where in a recording something was said, and is left out.
+"system"; anybody else is a person, so a "user" with a name. Q and A, and User and Agent, are a user and an assistant if
+both are there. A time with a date dates a turn if it can be read in one way only: "01/05/2024" cannot. A time of day
+alone is where in a recording something was said, and is left out.
 
 The conversation's id is made of the file's name and the first line that was said: a transcript that grows stays the
 same conversation, and two of the same name in different folders are two.
 
-Source: no standard; the forms that chat interfaces' export buttons and meeting recorders write.
+Source: no standard; the forms that chat interfaces' export buttons and meeting recorders write. A name alone in bold is
+how Cursor's "Export Chat" writes ("**User**", "---", "**Cursor**") and SpecStory ("_**User (2025-12-25 10:07Z)**_",
+"_**Agent (model claude-opus-4-5)**_"; https://github.com/specstoryai/getspecstory).
 """
 
 from __future__ import annotations
@@ -35,13 +41,15 @@ from typing import NamedTuple
 from latent_memory.errors import InputError
 from latent_memory.importers.base import Reading, Sample
 from latent_memory.records import MOST_TURN_CHARACTERS, Conversation, Turn
-from latent_memory.times import parse_time
+from latent_memory.times import read_time
 
 DESCRIPTION = "Markdown or plain-text transcripts (.md, .txt)"
 
 _ROLES = dict.fromkeys(("user", "human", "me", "you"), "user") | {"system": "system"}
 _ROLES |= dict.fromkeys(("assistant", "ai", "ai assistant", "bot", "gpt", "chatgpt", "gpt-4", "gpt-4o"), "assistant")
-_ROLES |= dict.fromkeys(("claude", "gemini", "copilot", "llama", "model"), "assistant")
+_ROLES |= dict.fromkeys(("claude", "gemini", "copilot", "llama", "model", "cursor"), "assistant")
+# Of these, one alone may be anything: a point A, an agent whom a customer calls.
+_PAIRS = (("q", "a"), ("user", "agent"))
 
 # Words that stand before a colon in any text and in any log.
 _NO_NAMES = frozenset(
@@ -52,16 +60,45 @@ _NO_NAMES = frozenset(
         *("title", "date", "time", "subject", "from", "to", "cc", "bcc", "re", "fwd", "edit"),
         *("update", "important", "reminder", "key", "value", "name", "type", "status", "version", "see", "usage"),
         *("returns", "args", "raises", "pros", "cons", "total", "step", "goal"),
+        *(
+            "breakfast",
+            "brunch",
+            "lunch",
+            "dinner",
+            "supper",
+            "snack",
+            "snacks",
+            "morning",
+            "afternoon",
+            "evening",
+            "night",
+        ),
+        *(
+            "monday",
+            "tuesday",
+            "wednesday",
+            "thursday",
+            "friday",
+            "saturday",
+            "sunday",
+            "today",
+            "yesterday",
+            "tomorrow",
+        ),
+        *("mood", "weather", "sleep", "exercise", "workout", "gratitude", "highlight", "highlights", "food", "drinks"),
     }
 )
 
 # A colon in a name would make two of every ratio and URL; a name begins with a letter and is a few words.
 _NAME = r"[^\W\d_](?:[\w .'’()&-]{0,38}[\w.')])?"
+_BARE_NAME = r"[^\W\d_](?:[\w .'’&-]{0,38}[\w.'])?"
 _TIME = r"\d[\dT:.,/\-\u202f ]{3,28}(?:[AaPp]\.?[Mm]\.?)?(?:Z|[+-]\d\d:?\d\d)?"
-_BEFORE = rf"(?:[\[(](?P<before>{_TIME})[\])]\s*[-–]?\s*)?"
+_BEFORE = rf"(?:[\[(](?P<before>{_TIME})[\])]\s*(?:[-–]\s*)?)?"
 _AFTER = rf"(?:\s*[\[(](?P<after>{_TIME})[\])])?"
 # "## 🤖 Assistant"
 _ICON = r"(?:[^\w\s*#(\[`]+\s+)?"
+# A date, and a time of day.
+_DATED = r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})[T,\s]\s?\d{1,2}[:.]\d\d"
 _FORMS = {
     "heading": re.compile(
         rf"#{{1,6}}\s+{_ICON}{_BEFORE}\*{{0,2}}(?P<name>{_NAME}?){_AFTER}:?\*{{0,2}}:?\s*#*(?P<text>)"
@@ -69,7 +106,14 @@ _FORMS = {
     "bold": re.compile(
         rf"{_BEFORE}(?:\*\*|__){_ICON}(?P<name>{_NAME}?){_AFTER}(?::(?:\*\*|__)|(?:\*\*|__):)(?P<text>.*)"
     ),
-    "timed": re.compile(rf"[\[(](?P<before>{_TIME})[\])]\s*[-–]?\s*(?P<name>{_NAME}?)(?P<after>):(?:\s(?P<text>.*)|$)"),
+    # In parentheses may stand a time, or a model's name, which is left out.
+    "alone": re.compile(
+        rf"_?(?:\*\*|__){_ICON}(?P<name>{_BARE_NAME}?)(?P<before>)(?:\s*\((?P<after>[^()\n]{{1,100}})\))?(?:\*\*|__)_?(?P<text>)"
+    ),
+    "timed": re.compile(
+        rf"(?:(?P<open>[\[(])|(?={_DATED}))(?P<before>{_TIME})(?(open)[\])]\s*(?:[-–]\s*)?|\s[-–]\s)"
+        rf"(?P<name>{_NAME}?)(?P<after>):(?:\s(?P<text>.*)|$)"
+    ),
     "plain": re.compile(rf"(?P<name>{_NAME}?){_AFTER}(?P<before>):(?:\s(?P<text>.*)|$)"),
 }
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
@@ -108,11 +152,11 @@ class _Count:
         """Return the names that count as speakers'."""
         sure = form in ("bold", "timed")
         found = self.names[form]
-        roles = {name: _ROLES[name.casefold()] for name in found if name.casefold() in _ROLES}
+        roles = roles_of(found)
         if {"user", "assistant"} <= set(roles.values()):
             # Nobody else is in such a chat; what else is in bold or before a colon is in an answer.
             return frozenset(roles)
-        return frozenset(name for name in found if found[name] > 1 or sure or name.casefold() in _ROLES)
+        return frozenset(name for name in found if found[name] > 1 or sure or name in roles)
 
     def spoken(self, form: str) -> int:
         return sum(self.names[form][name] for name in self.speakers(form))
@@ -121,11 +165,21 @@ class _Count:
         """Return the form the file is in: one that names a role goes first, then the one with most lines."""
 
         def rank(form: str) -> tuple[int, int]:
-            roles = {_ROLES[name.casefold()] for name in self.speakers(form) if name.casefold() in _ROLES}
-            return len(roles - {"system"}), self.spoken(form)
+            return len(set(roles_of(self.speakers(form)).values()) - {"system"}), self.spoken(form)
 
         best = max(_FORMS, key=rank)
         return best if self.spoken(best) else None
+
+
+def roles_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the role of each name that tells one, as an assistant's or a user's; people's names tell none."""
+    folded = {name: name.casefold() for name in names}
+    known = set(folded.values())
+    roles = dict(_ROLES)
+    for user, assistant in _PAIRS:
+        if user in known and assistant in known:
+            roles |= {user: "user", assistant: "assistant"}
+    return {name: roles[each] for name, each in folded.items() if each in roles}
 
 
 def recognises(sample: Sample) -> bool:
@@ -136,24 +190,35 @@ def recognises(sample: Sample) -> bool:
     if isinstance(sample.first, (dict, list)) and sample.shape != "lines":
         return False
     text = sample.start.decode(errors="ignore").removeprefix("\ufeff")
+    lines = [line for line, fenced in _fenced(text.splitlines()) if not fenced and line.strip()]
     count = _Count()
-    for line, fenced in _fenced(text.splitlines()):
-        if not fenced and line.strip():
-            count.add(line)
+    for line in lines:
+        count.add(line)
     form = count.best()
     if form is None:
         return False
     speakers, spoken = count.speakers(form), count.spoken(form)
-    roles = {_ROLES[name.casefold()] for name in speakers if name.casefold() in _ROLES}
-    if {"user", "assistant"} <= roles:
-        return True
+    roles = roles_of(speakers)
+    if {"user", "assistant"} <= set(roles.values()):
+        # A question and its answer may be a part of anything; a file of them is not.
+        letters = all(len(name) == 1 for name in roles)
+        return not letters or spoken >= 4 or spoken * 2 >= count.lines
     # Among people: names, in a line or two for each thing said, that say sentences. Lists of fields say words.
     proper = all(not name[0].islower() for name in speakers)
     enough = 2 <= len(speakers) <= 20 and spoken >= 4 and proper
-    if form == "heading":
+    if form in ("heading", "alone") or _are_fields(form, lines, speakers):
         return False
     said = count.words[form] / max(1, sum(count.names[form].values()))
     return enough and (form != "plain" or (spoken * 2 >= count.lines and said >= 3))
+
+
+def _are_fields(form: str, lines: list[str], speakers: frozenset[str]) -> bool:
+    """Tell whether names are those of a form that was filled in several times: three or more, always in one order."""
+    if form == "timed":
+        return False
+    names = [mark.name for line in lines if (mark := _mark(form, line)) is not None and mark.name in speakers]
+    count = len(speakers)
+    return 2 < count <= len(names) // 2 and all(name == names[at % count] for at, name in enumerate(names))
 
 
 def conversations(path: Path, reading: Reading) -> Iterator[Conversation]:
@@ -181,6 +246,7 @@ def _read(path: Path, reading: Reading, form: str, speakers: frozenset[str]) -> 
     size = 0
     first: _Mark | None = None
     opening = ""
+    roles = roles_of(speakers)
 
     def close() -> None:
         nonlocal first, opening
@@ -188,7 +254,7 @@ def _read(path: Path, reading: Reading, form: str, speakers: frozenset[str]) -> 
             if any(line.strip() for line in said):
                 reading.on_skip("text before the first speaker")
             return
-        turn = _turn(mark, said, begun, reading)
+        turn = _turn(mark, roles.get(mark.name), said, begun, reading)
         if turn is not None:
             turns.append(turn)
             if first is None:
@@ -226,16 +292,15 @@ def _read(path: Path, reading: Reading, form: str, speakers: frozenset[str]) -> 
         return None
 
 
-def _turn(mark: _Mark, said: list[str], line: int, reading: Reading) -> Turn | None:
+def _turn(mark: _Mark, role: str | None, said: list[str], line: int, reading: Reading) -> Turn | None:
     while said and (not said[-1].strip() or _RULE.fullmatch(said[-1])):
         said.pop()
     text = "\n".join(said).strip("\r\n")
     if not text.strip():
         reading.on_skip("an empty message")
         return None
-    role = _ROLES.get(mark.name.casefold(), "user")
     try:
-        return Turn(role, text, _when(mark.when), None if mark.name.casefold() in _ROLES else mark.name)
+        return Turn(role or "user", text, _when(mark.when), None if role else mark.name)
     except InputError as error:
         reading.bad(f"line {line}", error)
         return None
@@ -253,12 +318,9 @@ def _mark(form: str, line: str) -> _Mark | None:
 
 def _when(text: str) -> datetime | None:
     """Return the time that a mark tells, if it has a date; a clock or a place in a recording is none."""
-    if not re.match(r"\d{4}-\d\d-\d\d", text):
+    if not re.match(r"\d{4}[-/.]\d|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}", text):
         return None
-    try:
-        return parse_time(text.replace(",", " ").replace("  ", " "))
-    except InputError:
-        return None
+    return read_time(re.sub(r"[,\s]+", " ", text))
 
 
 def _fenced(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:

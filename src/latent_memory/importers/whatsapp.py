@@ -4,7 +4,10 @@
     01/05/2023, 09:12 - Ana: Good morning            Android
 
 The phone writes dates as its language does. Whether days or months come first is told once for the whole file: by
-numbers above 12, else by which of the two goes back in time less often, else by the look of the dates.
+numbers above 12, else by which of the two goes back in time less often, else by which number changes more often from
+line to line (that is the day), else by which of the two is not later than the file itself, else by the look of the
+dates. So a chat of a single day (or one in which both numbers change each time) can still be read the wrong way round;
+a later export of it that tells more is then another conversation for each of its days.
 
 A chat never ends, so it is cut: each day is a conversation. Its date is what people ask for ("what did we say on
 Monday?"), and a later export of the same chat adds turns to its last day and days after it. The id is made of the
@@ -14,22 +17,29 @@ a day (WhatsApp exports the latest 40,000 messages) is another conversation for 
 Everybody in a chat is a person, so all have the role "user", with their names; Meta AI is the assistant. Left out are
 WhatsApp's own lines ("Ana added Ben"), deleted messages, calls, and photos and files, but for their captions. An edited
 message loses the mark that says so. Lines that WhatsApp writes are told from what people write by the mark for the
-direction of writing that iOS puts before them, on Android by their form; lists of their wordings in seven languages
-fill the gaps.
+direction of writing that iOS puts before them, on Android by their whole wording. That is listed, for media that was
+not exported, deleted messages and missed calls, in Arabic, Catalan, Chinese, Croatian, Czech, Danish, Dutch, English,
+Finnish, French, German, Greek, Hebrew, Hindi, Hungarian, Indonesian, Italian, Japanese, Korean, Malay, Norwegian,
+Persian, Polish, Portuguese, Romanian, Russian, Slovak, Spanish, Swedish, Thai, Turkish, Ukrainian and Vietnamese; for
+other calls in English, German, Italian and Spanish. What is not listed is kept as if somebody had written it: a notice
+too many does less harm than a message too few.
 
-Source: WhatsApp documents nothing; the forms are those that Pustur/whatsapp-chat-parser reads, the wordings those that
-public parsers list.
+Source: WhatsApp documents nothing. The forms are those that Pustur/whatsapp-chat-parser reads (src/parser.ts); the
+wordings are those that public parsers list: mlomb/chat-analytics (pipeline/parse/parsers/WhatsApp.ts),
+starkdmi/whats_json (lib/src/patterns.dart, and its README for Arabic dates), JaydenCJ/chatcarve
+(src/chatcarve/system.py and media.py) and matteogilioli/wa-chat-viewer (test/formats.test.mjs).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from latent_memory.importers.base import Member, Reading, Sample, members
+from latent_memory.importers.transcript import roles_of
 from latent_memory.records import MOST_TURN_CHARACTERS, Conversation, Turn
 
 DESCRIPTION = "WhatsApp chats (_chat.txt, WhatsApp Chat with NAME.txt, or their zip)"
@@ -39,12 +49,15 @@ _MARKS = "\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff"
 _MARK = re.compile(f"[{_MARKS}]")
 _AM = r"a\.?\s?m\.?|ص|上午|凌晨|早上|午前|오전|π\.?\s?μ\.?"
 _PM = r"p\.?\s?m\.?|م|下午|中午|晚上|午後|오후|μ\.?\s?μ\.?"
+# What may stand around a number: in Arabic, a mark stands before each separator of a date ("27\u200f/3\u200f/2022").
+_GAP = rf"[{_MARKS}]*"
 _HEAD = re.compile(
-    rf"[{_MARKS}]*(?P<bracket>\[)?"
-    r"(?P<a>\d{1,4})(?P<separator>[-/.])\s?[\u200f]?(?P<b>\d{1,2})(?P=separator)\s?[\u200f]?(?P<c>\d{1,4})[.]?[,،]?\s"
+    rf"{_GAP}(?P<bracket>\[)?{_GAP}"
+    rf"(?P<a>\d{{1,4}}){_GAP}(?P<separator>[-/.]){_GAP}\s?{_GAP}(?P<b>\d{{1,2}}){_GAP}(?P=separator){_GAP}\s?{_GAP}"
+    rf"(?P<c>\d{{1,4}}){_GAP}[.]?{_GAP}[,،]?\s{_GAP}"
     rf"(?:klo\s|at\s|um\s|à\s)?(?:(?P<before>{_AM}|{_PM})\s?)?"
-    r"(?P<hour>\d{1,2})[.:](?P<minute>\d{2})(?:[.:](?P<second>\d{2}))?"
-    rf"(?:\s?(?P<after>{_AM}|{_PM}))?"
+    rf"(?P<hour>\d{{1,2}})[.:](?P<minute>\d{{2}})(?:[.:](?P<second>\d{{2}}))?{_GAP}"
+    rf"(?:\s?{_GAP}(?P<after>{_AM}|{_PM}))?{_GAP}"
     r"(?P<end>\]\s|\s[-–]\s|:\s)(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -60,8 +73,7 @@ _NOTICE = re.compile(
 _QUOTES = re.compile('["“”„«»]')
 # Of the wordings that public parsers list: what stands for a photo, a file, a contact that was not exported.
 _OMITTED = re.compile(
-    # A document has its name and length before it: "plan.pdf • 3 pages document omitted".
-    r"(?:[^\n]*•[^\n]*\s)?(?:(?:image|video|audio|sticker|gif|document|contact card|video note) omitted"
+    r"(?:(?:image|video|audio|sticker|gif|document|contact card|video note) omitted"
     r"|(?:bild|video|audio|sticker|gif|dokument|kontaktkarte) (?:weg|aus)gelassen"
     r"|(?:imagen|video|audio|sticker|gif|documento|tarjeta de contacto) omitid[oa]"
     r"|(?:image|vidéo|audio|sticker|gif|document|fiche contact) (?:absente?|omis|retiré|manquante?)"
@@ -77,16 +89,223 @@ _ATTACHED = re.compile(
     r"|(?:IMG|VID|AUD|PTT|STK|DOC)-\d{8}-WA\d+\.\w{2,5}(?: \([^()\n]{3,40}\))?",
     re.IGNORECASE,
 )
-_IN_ANGLES = re.compile(r"<[^<>\s]+(?: [^<>\s]+)+>")
-# iOS: "<attached: 00000042-PHOTO-2023-05-01.jpg>", behind the caption if there is one.
-_BEHIND = re.compile(r"<[^<>:\n]{3,20}:\s[^<>\n]{1,200}\.\w{2,5}>$")
-_DELETED = re.compile(
-    r"(?:You deleted this message|This message was deleted|Du hast diese Nachricht gelöscht|"
-    r"Diese Nachricht wurde gelöscht|Eliminaste este mensaje|Se eliminó este mensaje|Este mensaje fue eliminado|"
-    r"Vous avez supprimé ce message|Ce message a été supprimé|Hai eliminato questo messaggio|"
-    r"Questo messaggio è stato eliminato|Apagou esta mensagem|Você apagou esta mensagem|Esta mensagem foi apagada|"
-    r"Mensagem apagada|Вы удалили данное сообщение|Данное сообщение удалено)\.?",
+# iOS: "<attached: 00000042-PHOTO-2023-05-01.jpg>", behind the caption if there is one. In a language that is not
+# listed, the number that iOS gives to each file tells.
+_BEHIND = re.compile(
+    r"<(?:(?:attached|Anhang|adjunto|archivo adjunto|pièce jointe|anexado|allegato|bijlage|вложение|прикреплено"
+    r"|ekli dosya|添付|附件|첨부|مرفق|المُرفق):\s?[^<>\n]{1,200}|[^<>:\n]{2,30}:\s?\d{8}-[^<>\n]{1,200})\.\w{2,5}>$",
     re.IGNORECASE,
+)
+
+
+class _Wordings(NamedTuple):
+    """What WhatsApp writes in one language in the place of a message, "|" between several."""
+
+    media: str
+    deleted: str
+    missed: str
+
+
+_WORDINGS = {
+    "Arabic": _Wordings(
+        "تم استبعاد الوسائط",
+        "تم حذف هذه الرسالة|لقد حذَفت هذه الرسالة|أنت حذفت هذه الرسالة",
+        "مكالمة صوتية فائتة|مكالمة فيديو فائتة",
+    ),
+    "Catalan": _Wordings(
+        "fitxers multimèdia omesos|Mitjans omesos",
+        "Aquest missatge s'ha suprimit|Aquest missatge està esborrat|Has suprimit aquest missatge"
+        "|Has esborrat aquest missatge",
+        "Trucada de veu perduda|Videotrucada perduda|Trucada de vídeo perduda",
+    ),
+    "Chinese": _Wordings(
+        "忽略多媒體檔|省略多媒体文件|省略多媒體檔案",
+        "此訊息已刪除|这条消息已被删除|信息已删除|此消息已删除|您已刪除此訊息|您已删除这条消息|您删除这个信息",
+        "未接語音通話|未接语音通话|未接視像通話|未接視訊通話|未接视频通话",
+    ),
+    "Croatian": _Wordings(
+        "medijski zapis izostavljen",
+        "Ova je poruka izbrisana|Ova poruka je izbrisana|Izbrisali ste ovu poruku",
+        "Propušteni glasovni poziv|Propušten glasovni poziv|Propušteni videopoziv|Propušten video poziv",
+    ),
+    "Czech": _Wordings(
+        "média vynechány|Média vynechána",
+        "Tato zpráva byla smazána|Tato zpráva byla odstraněna|Tuto zprávu jste smazal/a|Tuto zprávu jste odstranil/a",
+        "Zmeškaný hlasový hovor|Zmeškaný videohovor",
+    ),
+    "Danish": _Wordings(
+        "medier udeladt|Mediefil udeladt",
+        "Denne besked er blevet slettet|Denne besked blev slettet|Du har slettet denne besked|Du slettede denne besked",
+        "Ubesvaret taleopkald|Mistet opkald|Ubesvaret videoopkald",
+    ),
+    "Dutch": _Wordings(
+        "Media weggelaten",
+        "Dit bericht is verwijderd|U hebt dit bericht verwijderd|Je hebt dit bericht verwijderd",
+        "Gemist spraakgesprek|Gemiste spraakoproep|Gemist videogesprek|Gemiste video-oproep",
+    ),
+    "English": _Wordings(
+        "Media omitted|image omitted|video omitted|audio omitted|document omitted|GIF omitted|sticker omitted",
+        "You deleted this message|This message was deleted|You deleted this message as admin"
+        "|This message was deleted by an admin",
+        "Missed voice call|Missed video call|Missed group voice call|Missed group video call|Missed group call"
+        "|Silenced voice call|Silenced video call",
+    ),
+    "Finnish": _Wordings(
+        "media jätettiin pois|Media jätetty pois",
+        "Tämä viesti poistettiin|Poistit tämän viestin",
+        "Vastaamaton äänipuhelu|Vastaamaton videopuhelu",
+    ),
+    "French": _Wordings(
+        "médias omis|Fichier omis",
+        "Ce message a été supprimé|Vous avez supprimé ce message",
+        "Appel vocal manqué|Appel vidéo manqué",
+    ),
+    "German": _Wordings(
+        "Medien ausgeschlossen|Medien weggelassen",
+        "Diese Nachricht wurde gelöscht|Du hast diese Nachricht gelöscht",
+        "Verpasster Sprachanruf|Verpasster Videoanruf",
+    ),
+    "Greek": _Wordings(
+        "αρχείο παραλήφθηκε|Εξαίρεση πολυμέσων",
+        "Αυτό το μήνυμα διαγράφηκε|Διαγράψατε αυτό το μήνυμα|Διαγράψατε το μήνυμα",
+        "Αναπάντητη φωνητική κλήση|Αναπάντητη βιντεοκλήση",
+    ),
+    "Hebrew": _Wordings(
+        "המדיה לא נכללה|מדיה הושמטה",
+        "הודעה זו נמחקה|מחקת את ההודעה הזו|מחקת הודעה זו",
+        "שיחה קולית שלא נענתה|שיחת וידאו שלא נענתה",
+    ),
+    "Hindi": _Wordings(
+        "मीडिया के बिना",
+        "यह मैसेज डिलीट कर दिया गया है|यह संदेश मिटाया गया|आपने यह मैसेज डिलीट किया|आपने यह संदेश मिटाया",
+        "वॉइस कॉल मिस हुई|मिस्ड वॉइस कॉल|मिस्ड वीडियो कॉल",
+    ),
+    "Hungarian": _Wordings(
+        "média elhagyva|Hiányzó médiafájl",
+        "Ez az üzenet törlésre került|Ezt az üzenetet törölted|Törölted ezt az üzenetet",
+        "Nem fogadott hanghívás|Nem fogadott videohívás|Nem fogadott videóhívás",
+    ),
+    "Indonesian": _Wordings(
+        "media tidak disertakan",
+        "Pesan ini dihapus|Pesan ini telah dihapus|Anda menghapus pesan ini|Anda telah menghapus pesan ini",
+        "Panggilan suara tak terjawab|Panggilan video tak terjawab",
+    ),
+    "Italian": _Wordings(
+        "media omessi|Media omesso",
+        "Questo messaggio è stato eliminato|Hai eliminato questo messaggio",
+        "Chiamata vocale persa|Videochiamata persa",
+    ),
+    "Japanese": _Wordings(
+        "メディアなし|メディアは含まれていません",
+        "このメッセージは削除されました|このメッセージを削除しました",
+        "音声通話不在着信|ビデオ通話不在着信",
+    ),
+    "Korean": _Wordings(
+        "미디어 파일 제외됨|미디어 파일을 생략한 대화내용",
+        "이 메시지는 삭제되었습니다|삭제한 메시지입니다|이 메시지를 삭제했습니다|삭제된 메시지입니다",
+        "부재중 전화|부재중 음성통화|부재중 영상통화",
+    ),
+    "Malay": _Wordings(
+        "media dikecualikan|Media disingkirkan",
+        "Mesej ini telah dipadam|Anda telah memadamkan mesej ini",
+        "Panggilan suara terlepas|Panggilan video terlepas",
+    ),
+    "Norwegian": _Wordings(
+        "media utelatt|Uten vedlegg",
+        "Denne meldingen ble slettet|Du slettet denne meldingen",
+        "Tapt taleanrop|Tapt videoanrop|Tapt videosamtale",
+    ),
+    "Persian": _Wordings(
+        "رسانه حذف شد",
+        "این پیام حذف شده است|این پیام حذف شد|شما این پیام را حذف کردید",
+        "تماس صوتی پاسخ داده نشده|تماس تصویری پاسخ داده نشده",
+    ),
+    "Polish": _Wordings(
+        "pominięto multimedia|pliki pominięto",
+        "Ta wiadomość została usunięta|Usunąłeś(-ęłaś) tę wiadomość|Usunąłeś(aś) tę wiadomość",
+        "Nieodebrane poł. głosowe|Nieodebrane poł. wideo|Nieodebrane połączenie",
+    ),
+    "Portuguese": _Wordings(
+        "ficheiro não revelado|Mídia omitida|Mídia oculta|Arquivo de mídia oculto",
+        "Esta mensagem foi apagada|Essa mensagem foi apagada|Esta mensagem foi apagada pelo remetente|Mensagem apagada"
+        "|Apagou esta mensagem|Você apagou esta mensagem|Esta mensagem foi eliminada|Você eliminou esta mensagem",
+        "Chamada de voz perdida|Chamada de vídeo perdida|Videochamada perdida",
+    ),
+    "Romanian": _Wordings(
+        "conținut media omis",
+        "Acest mesaj a fost șters|Ați șters acest mesaj",
+        "Apel vocal ratat|Apel vocal nepreluat|Apel video ratat|Apel video nepreluat",
+    ),
+    "Russian": _Wordings(
+        "без медиафайлов|Файл пропущен",
+        "Данное сообщение удалено|Это сообщение было удалено|Вы удалили данное сообщение|Вы удалили это сообщение",
+        "Пропущенный аудиозвонок|Пропущенный видеозвонок",
+    ),
+    "Slovak": _Wordings(
+        "Médiá vynechané",
+        "Táto správa bola odstránená|Túto správu ste odstránili",
+        "Zmeškaný hovor|Zmeškaný videohovor",
+    ),
+    "Spanish": _Wordings(
+        "Multimedia omitido|Archivo omitido|imagen omitida|video omitido|documento omitido|audio omitido|GIF omitido"
+        "|sticker omitido",
+        "Se eliminó este mensaje|Este mensaje fue eliminado|Eliminaste este mensaje",
+        "Llamada perdida|Llamada de voz perdida|Videollamada perdida",
+    ),
+    "Swedish": _Wordings(
+        "media utelämnat|Media har utelämnats",
+        "Det här meddelandet raderades|Detta meddelande raderades|Du har tagit bort meddelandet"
+        "|Du raderade det här meddelandet|Du raderade detta meddelande",
+        "Missat röstsamtal|Missat videosamtal",
+    ),
+    "Thai": _Wordings(
+        "ไฟล์สื่อถูกลบ|สื่อถูกลบ",
+        "ข้อความนี้ถูกลบแล้ว|ข้อความนี้ได้ถูกลบ|คุณได้ลบข้อความนี้|คุณลบข้อความนี้",
+        "สายที่ไม่ได้รับ|วิดีโอคอลที่ไม่ได้รับ|สายโทรวิดีโอที่ไม่ได้รับ",
+    ),
+    "Turkish": _Wordings(
+        "medya dahil edilmedi|Medya atlanmış",
+        "Bu mesaj silindi|Bu mesajı sildiniz",
+        "Cevapsız sesli arama|Cevapsız görüntülü arama",
+    ),
+    "Ukrainian": _Wordings(
+        "медіа пропущено",
+        "Це повідомлення було видалено|Ви видалили це повідомлення",
+        "Пропущений аудіодзвінок|Пропущений відеодзвінок",
+    ),
+    "Vietnamese": _Wordings(
+        "bỏ qua tệp phương tiện|Bỏ qua Media",
+        "Tin nhắn này đã bị xóa|Tin nhắn này đã bị xoá|Bạn đã xóa tin nhắn này|Bạn đã xoá tin nhắn này",
+        "Cuộc gọi nhỡ|Cuộc gọi nhỡ video",
+    ),
+}
+
+
+def _listed(kind: str) -> frozenset[str]:
+    """Return the wordings of one kind in all languages, as `_bare` writes them."""
+    return frozenset(_bare(text) for words in _WORDINGS.values() for text in getattr(words, kind).split("|"))
+
+
+def _bare(text: str) -> str:
+    """Return a text as the wordings are compared: without case, and without a full stop at its end."""
+    return text.strip().rstrip(".。").casefold()
+
+
+_MEDIA, _DELETED, _MISSED = (_listed(kind) for kind in _Wordings._fields)
+# "Voice call, 12 min", "Missed voice call. Tap to call back", "Sprachanruf. 6 Sek.": after a stop or a comma, nothing
+# but what became of the call. "Voice call" and no more may be somebody's answer.
+_CALL = re.compile(
+    r"(?P<call>[^\n.,]{5,40}?)[.,]\s(?:(?:tap|click) to call back|no answer|answered on other device|focus mode"
+    r"|zum zurückrufen tippen|keine antwort|tocca per richiamare|sin respuesta|\d+ invited|try again"
+    r"|(?:\d+\s?(?:h|hr|hrs|hours?|m|min|mins|minutes?|minutos?|minuten?|minuti?|s|sec|secs|seconds?|sek|std|seg|segundos?)"
+    r"\b\.?\s?)+)\.?",
+    re.IGNORECASE,
+)
+_CALLS = frozenset(
+    {
+        *("voice call", "video call", "group voice call", "group video call", "group call", "call failed"),
+        *("sprachanruf", "videoanruf", "llamada de voz", "videollamada", "chiamata vocale", "videochiamata"),
+    }
 )
 _EDITED = re.compile(
     r"<(?:This message was edited|Diese Nachricht wurde bearbeitet|Se editó este mensaje|Ce message a été modifié|"
@@ -95,8 +314,7 @@ _EDITED = re.compile(
 )
 # Nothing that WhatsApp writes is longer, file names included; what people write can be any length.
 _LONGEST = 400
-_CALL = re.compile(r"(?:missed )?(?:voice|video|group voice|group video) call\b[^\n]{0,60}", re.IGNORECASE)
-
+_LEVELS = frozenset({"TRACE", "DEBUG", "INFO", "NOTICE", "WARN", "WARNING", "ERROR", "CRITICAL", "FATAL"})
 _CHAT_FILE = re.compile(r"_chat(?: ?\(\d+\))?\.txt|.*whatsapp.*\.txt", re.IGNORECASE)
 # "WhatsApp Chat with Ana", "WhatsApp Chat - Ana", "WhatsApp-Chat mit Ana", "Chat de WhatsApp con Ana", ...
 _NAMED = re.compile(
@@ -134,9 +352,14 @@ def recognises(sample: Sample) -> bool:
         return False
     if _CHAT_FILE.fullmatch(sample.path.name):
         return True
+    names = [_MARK.sub("", sent["name"] or sent["alone"]).strip() for sent in said]
+    if sample.path.suffix.lower() != ".txt" or not names:
+        return False
     # A log has dates too, and a level where a chat has a name.
-    names = {sent["name"] or sent["alone"] for sent in said}
-    return sample.path.suffix.lower() == ".txt" and bool(said) and not any(name.isupper() for name in names)
+    if 2 * sum(name.split()[-1].strip("[]") in _LEVELS for name in names if name) > len(names):
+        return False
+    # A transcript with times has roles, which a chat has not.
+    return not {"user", "assistant"} <= set(roles_of(names).values())
 
 
 def conversations(path: Path, reading: Reading) -> Iterator[Conversation]:
@@ -150,7 +373,9 @@ def _chat_name(path: Path, member: Member, reading: Reading) -> str | None:
     """Return whom the chat is with, from the name of the file, of its folder, or of the archive."""
     inside = PurePosixPath(member.name)
     near = [inside.stem, inside.parent.name] if member.name else []
-    for candidate in (*near, Path(reading.name).stem, path.parent.name if not member.name else ""):
+    for told in (*near, Path(reading.name).stem, path.parent.name if not member.name else ""):
+        # In an archive a name may be of any length, and hold lines.
+        candidate = " ".join(told[:_LONGEST].split())
         if match := _NAMED.fullmatch(candidate):
             return str(match["name"])
         if "whatsapp" in candidate.lower():
@@ -159,7 +384,7 @@ def _chat_name(path: Path, member: Member, reading: Reading) -> str | None:
 
 
 def _chat(member: Member, name: str | None, reading: Reading) -> Iterator[Conversation]:
-    form, days_first = _survey(member)
+    form, days_first = _survey(member, reading.written)
     if form is None:
         reading.bad(member.name, "no line begins with a date and a time, as those of an exported chat do")
         return
@@ -235,12 +460,13 @@ def _form(head: re.Match[str]) -> _Form:
 # -- dates --------------------------------------------------------------------------------------------------
 
 
-def _survey(member: Member) -> tuple[_Form | None, bool]:
+def _survey(member: Member, written: datetime) -> tuple[_Form | None, bool]:
     """Read the whole file for how its lines begin, and whether days come before months."""
     form: _Form | None = None
     first: re.Match[str] | None = None
     above = [0, 0]
     back = [0, 0]
+    changed = [0, 0]
     before: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     for _, text in _decoded(member, None):
         head = _head(text, form)
@@ -257,12 +483,27 @@ def _survey(member: Member) -> tuple[_Form | None, bool]:
         if before is not None:
             back[0] += days < before[0]
             back[1] += months < before[1]
+            changed[0] += days[2] != before[0][2]
+            changed[1] += months[2] != before[1][2]
         before = days, months
     if above[0] != above[1]:
         return form, above[0] > above[1]
     if back[0] != back[1]:
         return form, back[0] < back[1]
+    # Between two messages the day changes more often than the month.
+    if changed[0] != changed[1]:
+        return form, changed[0] > changed[1]
+    if before is not None:
+        # What was exported was said before; a day is for time zones.
+        late = [_later(date, written + timedelta(days=1)) for date in before]
+        if late[0] != late[1]:
+            return form, late[1]
     return form, not (first is not None and _looks_american(first))
+
+
+def _later(date: tuple[int, ...], limit: datetime) -> bool:
+    year, month, day = date
+    return (year if year > 99 else year + 2000, month, day) > (limit.year, limit.month, limit.day)
 
 
 def _looks_american(head: re.Match[str]) -> bool:
@@ -319,17 +560,17 @@ def _said(text: str, reading: Reading) -> str | None:
     """Return what a person wrote; None, and a word to `on_skip`, if it was WhatsApp that wrote it."""
     by_whatsapp = text.lstrip(" ").startswith("\u200e")
     plain = _without(_EDITED, _MARK.sub("", text).strip())
-    if _DELETED.fullmatch(plain):
+    if _bare(plain) in _DELETED:
         reading.on_skip("a deleted message")
         return None
-    if _CALL.fullmatch(plain):
+    if _is_call(plain):
         reading.on_skip("a call")
         return None
     first, _, rest = plain.partition("\n")
     caption = _without(_BEHIND, plain)
     if caption != plain:
         plain = caption
-    elif len(first) <= _LONGEST and any(form.fullmatch(first.strip()) for form in (_IN_ANGLES, _ATTACHED, _OMITTED)):
+    elif len(first) <= _LONGEST and _stands_for_a_file(first.strip()):
         plain = rest
     elif by_whatsapp and not rest and "://" not in plain:
         reading.on_skip("a notice of WhatsApp's")
@@ -340,6 +581,24 @@ def _said(text: str, reading: Reading) -> str | None:
         reading.on_skip("a photo or a file")
         return None
     return plain.strip()
+
+
+def _is_call(text: str) -> bool:
+    """Tell whether a whole message is WhatsApp's note of a call."""
+    if _bare(text) in _MISSED:
+        return True
+    match = _CALL.fullmatch(text)
+    return match is not None and (_bare(match["call"]) in _CALLS or _bare(match["call"]) in _MISSED)
+
+
+def _stands_for_a_file(line: str) -> bool:
+    """Tell whether a line is what WhatsApp wrote in the place of a photo, a file, or a contact."""
+    if line.startswith("<") and line.endswith(">"):
+        return _bare(line[1:-1]) in _MEDIA
+    # A document has its name and length before it: "plan.pdf • 3 pages document omitted".
+    words = line.rpartition("•")[2].split() if "•" in line else []
+    wordings = (line, *(" ".join(words[-count:]) for count in range(2, 5) if len(words) > count))
+    return _ATTACHED.fullmatch(line) is not None or any(map(_OMITTED.fullmatch, wordings))
 
 
 def _without(form: re.Pattern[str], text: str) -> str:
