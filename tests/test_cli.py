@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -18,6 +20,7 @@ import pytest
 
 from latent_memory import Conversation, LatentMemory, Turn
 from latent_memory.embedders.hashing import HashingEmbedder
+from latent_memory.errors import EmbedderUnavailableError
 
 Cli = Callable[..., CompletedProcess[str]]
 
@@ -162,6 +165,11 @@ def test_bom_blank_lines_and_windows_line_ends(cli: Cli, store: Path) -> None:
     told = parsed(cli("add", "-", "--store", store, "--embedder", "hashing", "--json", stdin=content))
     assert told["added"] == 2
     assert parsed(cli("show", "trip", "--store", store, "--json"))["title"] == TRIP["title"]
+
+
+def test_standard_input_is_read_once(cli: Cli, store: Path) -> None:
+    told = one_line(cli("add", "-", "-", "--store", store, stdin=lines(PLAIN)), 2)
+    assert told == "latent-memory: - is named twice; standard input can be read once\n"
 
 
 def test_a_bad_line_keeps_everything_out(cli: Cli, filled: Path, tmp_path: Path) -> None:
@@ -329,6 +337,30 @@ def test_show_prints_every_turn(cli: Cli, filled: Path) -> None:
     ]
 
 
+def test_show_leaves_out_a_summary_that_repeats_the_turns(cli: Cli, filled: Path) -> None:
+    assert cli("show", "cat", "--store", filled).stdout.splitlines() == [
+        "The cat",
+        "cat · conversation · 2025-04-01 10:00",
+        "",
+        "  0  user: My cat Biscoito refuses the new food.",
+        "  1  assistant: Mix the new food with the old for a week.",
+    ]
+
+
+def test_a_summary_alone_is_shown_and_recalled(cli: Cli, filled: Path) -> None:
+    memory = {
+        "conversation_id": "tea",
+        "title": "Tea",
+        "timestamp": "2025-03-28T11:00:00",
+        "summary": "Green tea only.",
+    }
+    added = cli("add", "-", "--from", "summaries", "--store", filled, stdin=json.dumps(memory).encode())
+    assert added.returncode == 0
+    shown = cli("show", "tea", "--store", filled).stdout
+    assert shown == "Tea\ntea · conversation · 2025-03-28 11:00\nGreen tea only.\n"
+    assert "summary: Green tea only." in cli("recall", "green tea", "--store", filled).stdout.splitlines()[0]
+
+
 def test_show_json(cli: Cli, filled: Path) -> None:
     given: Any = TRIP
     assert parsed(cli("show", "trip", "--store", filled, "--json")) == {
@@ -386,6 +418,22 @@ def test_list_newest_first(cli: Cli, filled: Path) -> None:
     assert second.split() == ["2025-03-01", "09:00", "trip", "3", "A", "trip", "to", "Osaka"]
 
 
+def test_the_columns_of_a_list_stand_under_each_other(cli: Cli, filled: Path) -> None:
+    long = {**CAT, "conversation_id": "x" * 73, "title": "A\ntitle", "timestamp": "2024-01-01"}
+    assert cli("add", "-", "--store", filled, stdin=lines(long)).returncode == 0
+    rows = cli("list", "--store", filled).stdout.splitlines()
+    assert len(rows) == 3
+    titles = ("The cat", "A trip to Osaka", "A title")
+    assert len({row.index(title) for row, title in zip(rows, titles, strict=True)}) == 1
+
+
+def test_a_list_of_nothing_says_so(cli: Cli, filled: Path) -> None:
+    result = cli("list", "--store", filled, "--scope", "nope")
+    assert (result.stdout, one_line(result, 1)) == ("", "no conversations in scope 'nope'\n")
+    result = cli("list", "--store", filled, "--offset", 2)
+    assert (result.stdout, one_line(result, 1)) == ("", "no more conversations in scope 'default'\n")
+
+
 def test_list_json(cli: Cli, filled: Path) -> None:
     _, trip = parsed(cli("list", "--store", filled, "--json"))
     assert trip == {
@@ -420,6 +468,7 @@ def test_stats_json(cli: Cli, filled: Path) -> None:
     told = parsed(cli("stats", "--store", filled, "--json"))
     assert told.pop("bytes") > 0
     assert told == {
+        "store": str(filled),
         "scopes": 1,
         "conversations": 2,
         "turns": 5,
@@ -439,11 +488,18 @@ def test_stats_of_one_scope(cli: Cli, filled: Path) -> None:
     assert (told["scopes"], told["conversations"], told["first"], told["last"]) == (0, 0, None, None)
 
 
+def test_stats_of_the_scope_of_the_environment(cli: Cli, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_MEMORY_SCOPE", "ben")
+    assert parsed(cli("stats", "--store", filled, "--json"))["conversations"] == 0
+    assert parsed(cli("stats", "--store", filled, "--scope", "default", "--json"))["conversations"] == 2
+
+
 def test_stats_in_words(cli: Cli, filled: Path) -> None:
     result = cli("stats", "--store", filled)
     assert (result.returncode, result.stderr) == (0, "")
     told = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert (told["conversations"], told["turns"], told["embedder"]) == ("2", "5", "hashing")
+    assert told["store"] == str(filled)
     assert cli("forget", "--all", "--store", filled).returncode == 0
     assert "None" not in cli("stats", "--store", filled).stdout
 
@@ -460,18 +516,24 @@ def test_an_emptied_memory_has_nothing_to_list(cli: Cli, filled: Path) -> None:
 
 def test_forget_conversations(cli: Cli, filled: Path) -> None:
     result = cli("forget", "trip", "no such", "--store", filled)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "1 conversation forgotten\n", "")
+    assert (result.returncode, result.stdout) == (0, "1 conversation forgotten\n")
+    assert result.stderr == "no conversation 'no such' in scope 'default'\n"
     assert [item["conversation_id"] for item in parsed(cli("list", "--store", filled, "--json"))] == ["cat"]
     hits = parsed(cli("recall", "flight Osaka leave", "--store", filled, "--json"))
     assert {hit["conversation_id"] for hit in hits} == {"cat"}
 
 
 def test_forget_json(cli: Cli, filled: Path) -> None:
-    assert parsed(cli("forget", "trip", "--store", filled, "--json")) == {"forgotten": 1}
-    assert parsed(cli("forget", "trip", "--store", filled, "--json"), 1) == {"forgotten": 0}
-    assert parsed(cli("forget", "cat", "--scope", "ben", "--store", filled, "--json"), 1) == {"forgotten": 0}
-    assert parsed(cli("forget", "--all", "--store", filled, "--json")) == {"forgotten": 1}
-    assert parsed(cli("forget", "--all", "--store", filled, "--json"), 1) == {"forgotten": 0}
+    def told(*arguments: str, code: int = 0) -> tuple[int, list[str]]:
+        found = parsed(cli("forget", *arguments, "--store", filled, "--json"), code)
+        assert sorted(found) == ["forgotten", "not_found"]
+        return found["forgotten"], found["not_found"]
+
+    assert told("trip", "77", "trip") == (1, ["77"])
+    assert told("trip", "77", code=1) == (0, ["trip", "77"])
+    assert told("cat", "--scope", "ben", code=1) == (0, ["cat"])
+    assert told("--all") == (1, [])
+    assert told("--all", code=1) == (0, [])
 
 
 @pytest.mark.parametrize("arguments", [[], ["trip", "--all"]])
@@ -512,7 +574,7 @@ def test_scopes_are_walls(cli: Cli, filled: Path) -> None:
         assert {passage["scope"] for passage in block["passages"]} == {scope}
         assert ("secret" in block["text"]) == (scope == "ben")
         assert parsed(cli("show", "trip", *at, "--json"))["title"] == title
-    assert parsed(cli("forget", "--all", "--scope", "ben", "--store", filled, "--json")) == {"forgotten": 1}
+    assert parsed(cli("forget", "--all", "--scope", "ben", "--store", filled, "--json"))["forgotten"] == 1
     assert len(parsed(cli("list", "--store", filled, "--json"))) == 2
 
 
@@ -575,9 +637,17 @@ def test_demo(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "<memory>\n" in result.stdout
     assert "latent-memory recall" in result.stdout
     assert not (tmp_path / "never").exists()
-    shown = result.stdout.rpartition("latent-memory show ")[2].split()[0]
-    assert cli("show", shown, "--store", keep).returncode == 0
     assert parsed(cli("stats", "--store", keep, "--json"))["conversations"] == count
+    next_ = [shlex.split(line) for line in result.stdout.partition("Try next:\n")[2].splitlines()]
+    assert [command[1] for command in next_] == ["recall", "context", "show"]
+    for _, *arguments in next_:
+        assert cli(*arguments).returncode == 0
+
+
+def test_a_demo_that_cannot_be_kept(cli: Cli, file: Path) -> None:
+    result = cli("demo", "--keep", file)
+    assert result.stdout == ""
+    assert str(file) in one_line(result, 2)
 
 
 # -- use ----------------------------------------------------------------------------------------------------
@@ -588,7 +658,11 @@ def test_help_names_every_command(cli: Cli) -> None:
     assert result.returncode == 0
     for command in ("add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "demo"):
         assert f" {command} " in result.stdout
-        assert cli(command, "--help").returncode == 0
+        told = cli(command, "--help")
+        assert told.returncode == 0
+        assert "https://github.com/latent-memory/latent-memory/tree/main/docs\n" in told.stdout
+        assert ".md" not in told.stdout
+    assert "..." not in result.stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
@@ -617,13 +691,138 @@ def test_bad_use_has_exit_code_2(cli: Cli, store: Path, arguments: list[str]) ->
     assert not store.exists()
 
 
-def test_an_interrupt_is_told_in_one_line(cli: Cli, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
+
+def test_an_interrupt_is_told_in_one_line(cli: Cli, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LatentMemory, "recall", interrupted)
     told = one_line(cli("recall", "flight", "--store", filled), 130)
-    assert told == "stopped; what was reported as added is kept\n"
+    assert told == "stopped\n"
+
+
+def test_an_interrupted_reembed_keeps_the_old_vectors(cli: Cli, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LatentMemory, "reembed", interrupted)
+    told = one_line(cli("reembed", "--embedder", "minilm", "--store", filled), 130)
+    assert told == "stopped; the memory still has its old vectors; run it again to finish\n"
+
+
+# -- convert ------------------------------------------------------------------------------------------------
+
+
+def test_convert_tells_how_much_it_has_written(cli: Cli, filled: Path, tmp_path: Path) -> None:
+    whole, summaries = tmp_path / "x.pkl", tmp_path / "x.json"
+    result = cli("convert", filled, whole)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"5 passages written to {whole}\n", "")
+    result = cli("convert", filled, summaries)
+    assert result.stdout == f"2 summaries written to {summaries} (without turns and vectors)\n"
+    told = parsed(cli("convert", filled, whole, "--overwrite", "--json"))
+    assert told == {"passages": 5, "left_out": 0, "destination": str(whole)}
+    told = parsed(cli("convert", filled, summaries, "--overwrite", "--json"))
+    assert told == {"summaries": 2, "left_out": 0, "destination": str(summaries)}
+
+
+def test_convert_tells_that_it_writes_all_scopes(cli: Cli, filled: Path, tmp_path: Path) -> None:
+    assert cli("add", "-", "--store", filled, "--scope", "ben", stdin=lines(PLAIN)).returncode == 0
+    assert cli("convert", filled, tmp_path / "x.pkl").stdout.startswith("6 passages of 2 scopes written to ")
+
+
+def test_convert_of_a_scope_that_holds_nothing(
+    cli: Cli, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    told = one_line(cli("convert", filled, path, "--scope", "ben"), 1)
+    assert told == "no conversations in scope 'ben'; nothing was written\n"
+    told = parsed(cli("convert", filled, path, "--scope", "ben", "--json"), 1)
+    assert told == {"summaries": 0, "left_out": 0, "destination": None}
+    monkeypatch.setenv("LATENT_MEMORY_SCOPE", "ben")
+    one_line(cli("convert", filled, path), 1)
+    assert not path.exists()
+    assert cli("convert", filled, path, "--scope", "default").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["x.json", "--reembed"], "--reembed: a file that ends in .json gets summaries, without vectors"),
+        (["x.pkl", "--scope", "ben"], "--scope: goes with summaries alone"),
+        (["x.pkl", "--embedder", "hashing"], "--embedder: goes with --reembed alone"),
+        (["x.pkl", "--reembed", "--embedder", "nonsense"], "embedder 'nonsense' is unknown"),
+        (["store", "--overwrite", "--format", "csv_json"], "store: is the memory that is to be converted"),
+        (["talk.jsonl"], "talk.jsonl: already exists; name another place, or give --overwrite"),
+        (["~/there.pkl"], "there.pkl: already exists"),
+        (["x" * 300 + ".pkl"], "File name too long"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_what_convert_refuses(
+    cli: Cli, filled: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(filled.parent)
+    monkeypatch.setenv("HOME", str(filled.parent))
+    monkeypatch.setenv("USERPROFILE", str(filled.parent))
+    there = filled.with_name("there.pkl")
+    there.write_bytes(b"")
+    before = sorted(filled.parent.iterdir())
+    assert told in one_line(cli("convert", filled, *arguments), 2)
+    assert sorted(filled.parent.iterdir()) == before
+    assert there.read_bytes() == b""
+
+
+def test_convert_of_what_is_no_memory(cli: Cli, tmp_path: Path, file: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in ("nosuch", "empty"):
+        told = one_line(cli("convert", tmp_path / source, tmp_path / "x.pkl"), 2)
+        assert told == f"latent-memory: no memory at {tmp_path / source}\n"
+    told = one_line(cli("convert", file, tmp_path / "x.pkl"), 2)
+    assert told.endswith(f"is a file, and no memory; add it to one with: latent-memory add {file}\n")
+
+
+def test_convert_with_another_embedder(cli: Cli, filled: Path, tmp_path: Path) -> None:
+    for place in (("x.h5",), ("copy", "--format", "sqlite")):
+        path = tmp_path / place[0]
+        result = cli("convert", filled, path, *place[1:], "--reembed")
+        assert (result.returncode, result.stdout) == (0, f"5 passages written to {path}\n")
+        assert parsed(cli("stats", "--store", path, "--json"))["embedder"] == "all-MiniLM-L6-v2-int8"
+    assert parsed(cli("stats", "--store", filled, "--json"))["embedder"] == "hashing"
+
+
+def test_convert_that_fails_or_is_stopped_while_it_embeds_changes_nothing(
+    cli: Cli, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pkl"
+    assert cli("convert", filled, path).returncode == 0
+    before, there = path.read_bytes(), sorted(tmp_path.iterdir())
+
+    def fails(*_: object, **__: object) -> None:
+        raise EmbedderUnavailableError("the server does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LatentMemory, "reembed", fails)
+        assert "does not answer" in one_line(cli("convert", filled, path, "--overwrite", "--reembed"), 2)
+        patched.setattr(LatentMemory, "reembed", interrupted)
+        told = one_line(cli("convert", filled, path, "--overwrite", "--reembed"), 130)
+    assert told == f"stopped; nothing was written to {path}; run it again\n"
+    assert (path.read_bytes(), sorted(tmp_path.iterdir())) == (before, there)
+
+
+@pytest.mark.parametrize("name", ["x.pkl", "x.h5", "x.json", "x.yaml"])
+def test_convert_shows_how_far_it_is_to_the_end(
+    cli: Cli, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ways: list[tuple[str, int, list[int]]] = []
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        ways.append((what, total, []))
+        yield ways[-1][2].append
+
+    monkeypatch.setattr("latent_memory.cli.progress", progress)
+    assert cli("convert", filled, tmp_path / name).returncode == 0
+    ((what, total, at),) = ways
+    assert (what, total) == ("writing", 5 if name in ("x.pkl", "x.h5") else 2)
+    assert at == sorted(at)
+    assert at[-1] == total
 
 
 # -- the console script -------------------------------------------------------------------------------------
@@ -679,6 +878,64 @@ def test_a_reader_that_leaves_early_is_no_error(script: str, store: Path, count:
         os.close(writing)
     assert result.stderr == b""
     assert result.returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["list", "--json"], ["--help"], ["recall", "flight"], ["show", "nope"]]
+)
+def test_output_that_cannot_be_written_is_one_line(
+    script: str, filled: Path, arguments: list[str], stream: str
+) -> None:
+    import resource
+
+    # A file that has reached the most that a process may write to one.
+    most = 1 << 26
+    full = filled.with_name("full")
+    with full.open("wb") as output:
+        output.truncate(most)
+        output.seek(most)
+        result = subprocess.run(
+            [script, *arguments],
+            env={**os.environ, "LATENT_MEMORY_STORE": str(filled)},
+            stdout=output if stream == "stdout" else subprocess.PIPE,
+            stderr=output if stream == "stderr" else subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+        )
+    if stream == "stdout" and arguments[0] != "show":
+        assert result.stderr == "latent-memory: cannot write to standard output: File too large\n"
+        assert result.returncode == 2
+    else:
+        # Nothing is said twice, or in another place.
+        assert "latent-memory:" not in (result.stdout or "")
+        assert result.returncode == (0 if arguments[0] != "show" else 1 if stream == "stdout" else 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such shell")
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("list >&-", 0, ""),
+        ("show nope 2>&-", 1, ""),
+        ("add no.jsonl 2>&-", 2, ""),
+        ("add - <&-", 2, "latent-memory: standard input: closed; there is nothing to read\n"),
+        ("recall - <&-", 2, "latent-memory: standard input: closed; there is nothing to read\n"),
+        ("add talk.jsonl <&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_closed_streams(script: str, filled: Path, command: str, code: int, told: str) -> None:
+    result = subprocess.run(
+        ["/bin/sh", "-c", f"{shlex.quote(script)} {command}"],
+        cwd=filled.parent,
+        env={**os.environ, "LATENT_MEMORY_STORE": str(filled)},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (code, "", told)
+    with LatentMemory.open(filled) as memory:
+        assert memory.stats().conversations == 2
 
 
 def test_what_one_process_adds_the_next_finds(script: str, filled: Path) -> None:

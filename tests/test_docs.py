@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sqlite3
 import subprocess
 import sys
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
+import platformdirs
 import pytest
 
 from latent_memory import __version__
@@ -19,18 +24,60 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+# What the pages take for granted that their reader has; other commands are given files of the reader's own.
+FILES = {
+    "conversations.jsonl": (ROOT / "examples" / "conversations.jsonl").read_text(encoding="utf-8"),
+    "memories.json": '[{"conversation_id": "1", "title": "Spirals", "summary": "A drawing of recursive processes."}]',
+    "notes.yaml": "- conversation_id: milk\n  title: Yoghurt\n  summary: The milk must not be too warm.\n",
+    "conversations.json": json.dumps(
+        [
+            {
+                "id": "c1",
+                "mapping": {
+                    "r": {"parent": None},
+                    "a": {
+                        "parent": "r",
+                        "message": {
+                            "id": "a",
+                            "author": {"role": "user"},
+                            "content": {"content_type": "text", "parts": ["Hello there"]},
+                        },
+                    },
+                },
+            }
+        ]
+    ),
+}
+SHELL = ("README.md", "formats.md", "summaries.md")
 
 
-@pytest.mark.parametrize(
-    ("page", "block"),
-    [(page, block) for page in PAGES for block in blocks(page, "python")],
-    ids=lambda value: value.name if isinstance(value, Path) else "",
-)
-def test_code_blocks_run(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_runs_from_its_top(
+    page: Path, cli: Callable[..., CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, str(page), "exec"), {"__name__": "__main__"})
+    monkeypatch.setattr(platformdirs, "user_data_dir", lambda *_, **__: str(tmp_path / "user"))
+    for name, content in FILES.items():
+        Path(name).write_text(content, encoding="utf-8")
+    with zipfile.ZipFile("chatgpt-export.zip", "w") as archive:
+        archive.write("conversations.json")
+    database = sqlite3.connect("notes.db")
+    database.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT)")
+    database.execute("INSERT INTO notes VALUES (7, 'They like green tea.')")
+    database.commit()
+    database.close()
+    for language, block in blocks(page):
+        if language == "python":
+            exec(compile(block, str(page), "exec"), {"__name__": "__main__"})
+        elif not language and page.name in SHELL:
+            for line in block.splitlines():
+                if line.startswith("latent-memory "):
+                    result = cli(*shlex.split(line)[1:])
+                    assert result.returncode == 0, (line, result.stderr)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

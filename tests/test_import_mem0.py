@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -109,15 +110,36 @@ def test_what_is_broken_is_told_and_left_out(path: Path, entry: object, told: st
 
 def test_other_results_are_not_taken_for_memories(path: Path) -> None:
     values: list[object] = [
-        {"results": []},
         {"results": [{"title": "x"}]},
         {"memory": "16 GB"},
         [{"memory": 16, "id": "x"}],
     ]
     for value in values:
         path.write_text(json.dumps(value))
-        with pytest.raises(InputError, match="of no known format"):
+        with pytest.raises(InputError, match="unknown format"):
             importers.recognise(path)
+
+
+def test_a_page_of_any_length_is_read_in_little_memory(path: Path) -> None:
+    path.write_text(json.dumps({"results": [SECOND | {"id": i, "memory": f"{i} " * 9_000} for i in range(200)]}))
+    size = path.stat().st_size
+    assert size > 5_000_000
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in importers.read(path)) == 200
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 4
+
+
+def test_a_page_that_was_cut_off_is_told(path: Path) -> None:
+    path.write_text(json.dumps(PAGE)[:-2])
+    with pytest.raises(InputError, match="it ends within the list"):
+        list(importers.read(path, source="mem0"))
+    told: list[InputError] = []
+    assert len(list(importers.read(path, source="mem0", on_bad=told.append))) == 2
+    assert len(told) == 1
 
 
 JSON = st.recursive(

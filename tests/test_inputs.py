@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,12 +59,17 @@ def refused(path: Path, **options: Any) -> str:
         (b"", "empty; there is nothing to add"),
         (b" \r\n\n", "empty; there is nothing to add"),
         (b"\xef\xbb\xbf", "empty; there is nothing to add"),
-        (b"[]", "of no known format"),
-        (b"5", "of no known format"),
+        (b"[]", "holds nothing; there is nothing to add"),
+        (b"{}", "holds nothing; there is nothing to add"),
+        (b'{"results": [], "count": 0}', "holds nothing; there is nothing to add"),
+        (b"5", "unknown format"),
         (b"SQLite format 3\0" + bytes(1_000), "not readable as an SQLite database"),
-        (b'{"a": 1}', "of no known format"),
-        (b'[{"a": 1}]', "of no known format"),
-        (b"\xff\xfe\0x", "of no known format"),
+        (b'{"a": 1}', "unknown format"),
+        (b'{"a": []}\n{"a": 1}', "unknown format"),
+        (b'[{"a": 1}]', "unknown format"),
+        (b'[{"title": "A talk", "map', "not JSON (Unterminated string starting at: line 1)"),
+        (b'[{"title": "A talk"},\n', "line 2)"),
+        (b"\xff\xfe\0x", "not UTF-8"),
         (b'{"oops', "line 1: not JSON"),
         (b"PK\x03\x04 and no zip", "a zip that cannot be read"),
     ],
@@ -74,9 +80,42 @@ def test_what_is_of_no_format_is_told(path: Path, content: bytes, told: str) -> 
     message = refused(path)
     assert message.startswith(str(path))
     assert told in message
-    if told == "of no known format":
-        assert "--from NAME" in message
-        assert all(name in message for name in importers.NAMES)
+    if told == "unknown format":
+        assert message.endswith(f"unknown format; name it with --from: {', '.join(importers.NAMES)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.zip", b"no zip", "called a zip, and not one; download it again"),
+        ("a.db", b"no database", "called a database, and not one of SQLite"),
+        ("a.yaml", b"- !!python/object/apply:os.system [ls]\n", "!!python/object/apply:os.system"),
+        ("a.yaml", b"a: [1\n", "line 2"),
+        ("a.yaml", b"[]", "holds nothing"),
+        ("a.yaml", b"a: 1\n", "unknown format"),
+        ("a.txt", b"[12:00] [ding]", "unknown format"),
+        ("a", b'[{"oops', "not JSON"),
+        ("a", b"[oops", "unknown format"),
+    ],
+)
+def test_what_is_wrong_is_told_where_the_name_or_the_content_says_what_it_should_be(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = refused(path)
+    assert message.startswith(f"{path}: ")
+    assert told in message
+
+
+def test_an_export_of_no_conversations_is_told(cli: Cli, path: Path, store: Path) -> None:
+    path.write_bytes(b"[]")
+    result = cli("add", path, "--from", "chatgpt", "--store", store)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"latent-memory: {path}: holds no conversations (ChatGPT export); there is nothing to add\n"
+    )
+    assert not store.exists()
 
 
 def test_an_empty_zip_is_of_no_format(tmp_path: Path) -> None:
@@ -94,7 +133,7 @@ def test_a_broken_beginning_does_not_hide_the_format(path: Path) -> None:
 
 def test_a_first_entry_of_many_megabytes(path: Path) -> None:
     long = {**shared(), "conversations": [{"from": "human", "value": "x" * 900_000}] * 6}
-    one, two = json.dumps(long), json.dumps(shared())
+    one, two = json.dumps(long), json.dumps(shared(2))
     for content, count in ((f"[{one}, {two}]", 2), (f"[{one},\n{two}\n]", 2), (f"{one}\n{two}\n", 2), (f"{one}\n", 1)):
         path.write_text(content)
         assert importers.recognise(path) == "sharegpt"
@@ -249,7 +288,7 @@ def test_the_help_lists_the_formats(cli: Cli) -> None:
 
 def test_what_is_skipped_is_listed_and_counted(cli: Cli, path: Path, store: Path) -> None:
     empty = {"id": "e", "conversations": [{"from": "human", "value": " "}]}
-    path.write_text(json.dumps([shared(0), empty, 5, shared(1), {"conversations": 7}, empty]))
+    path.write_text(json.dumps([shared(0), empty, 5, shared(1), {"conversations": 7}, empty, shared(0)]))
     refusal = cli("add", path, "--store", store, "--embedder", "hashing")
     assert (refusal.returncode, refusal.stdout) == (2, "")
     assert refusal.stderr.count("\n") == 1
@@ -257,17 +296,113 @@ def test_what_is_skipped_is_listed_and_counted(cli: Cli, path: Path, store: Path
     result = cli("add", path, "--skip-bad", "--store", store, "--embedder", "hashing")
     assert result.returncode == 0
     assert result.stderr.splitlines() == [
+        f"{path}: ShareGPT",
         f"left out: {path}, entry 3: an object was expected, not a number",
         f'left out: {path}, entry 5: "conversations": a list of messages was expected, not a number',
-        f"{path}: ShareGPT",
     ]
     assert result.stdout.splitlines() == [
         "2 conversations added, 0 changed, 0 unchanged (2 turns added, 0 changed)",
-        "left out: 2 empty messages, 2 empty conversations, 2 bad entries",
+        "left out: 2 empty messages, 2 empty conversations, 2 bad entries, 1 repeated conversation",
     ]
     told = json.loads(cli("add", path, "--skip-bad", "--store", store, "--json").stdout)
     assert told["left_out"] == 2
-    assert told["skipped"] == {"empty message": 2, "empty conversation": 2, "bad entry": 2}
+    assert told["skipped"] == {
+        "empty message": 2,
+        "empty conversation": 2,
+        "bad entry": 2,
+        "repeated conversation": 1,
+    }
+
+
+def test_where_nothing_is_left_to_add_no_memory_is_made(cli: Cli, path: Path, store: Path) -> None:
+    path.write_text(json.dumps([{"conversations": 7}]))
+    result = cli("add", path, "--from", "sharegpt", "--skip-bad", "--store", store)
+    assert result.returncode == 1
+    assert result.stderr.count("left out: ") == 1
+    assert result.stdout.splitlines()[-1] == "left out: 1 bad entry"
+    assert not store.exists()
+    assert (
+        json.loads(cli("add", path, "--from", "sharegpt", "--skip-bad", "--store", store, "--json").stdout)["left_out"]
+        == 1
+    )
+
+
+# -- one id, two conversations ------------------------------------------------------------------------------
+
+
+def other(number: int) -> dict[str, Any]:
+    return {**shared(number), "conversations": [{"from": "human", "value": "Something else"}]}
+
+
+def test_an_id_that_means_two_conversations(cli: Cli, path: Path, store: Path) -> None:
+    path.write_text(json.dumps([shared(0), shared(1), shared(0), other(0)]))
+    told = "conversation 4 ('s0'): conversation 1 has this id too, and another content; which one counts is not known"
+    common = ("add", path, "--store", store, "--embedder", "hashing")
+    result = cli(*common)
+    assert (result.returncode, result.stderr) == (2, f"latent-memory: {path}, {told}\n")
+    assert not store.exists()
+    result = cli(*common, "--skip-bad")
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [f"{path}: ShareGPT", f"left out: {path}, {told}"]
+    assert result.stdout.splitlines() == [
+        "2 conversations added, 0 changed, 0 unchanged (2 turns added, 0 changed)",
+        "left out: 1 repeated conversation, 1 bad entry",
+    ]
+    assert "Talk" not in cli("show", "s0", "--store", store).stdout
+    assert "Shared number 0" in cli("show", "s0", "--store", store).stdout
+    again = cli(*common, "--skip-bad", "--json")
+    assert json.loads(again.stdout)["unchanged"] == 2
+
+
+def test_an_id_that_means_two_conversations_of_one_archive(path: Path) -> None:
+    packed = path.with_name("all.zip")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.json", json.dumps([shared(0)]))
+        archive.writestr("b.json", json.dumps([shared(0), other(0)]))
+    assert "conversation 3 ('s0'): conversation 1 has this id too" in refused(packed)
+    told: list[InputError] = []
+    skipped: list[str] = []
+    assert len(list(importers.read(packed, on_bad=told.append, on_skip=skipped.append))) == 1
+    assert (len(told), skipped) == (1, ["a repeated conversation"])
+
+
+def test_a_later_file_may_change_what_an_earlier_one_says(cli: Cli, path: Path, store: Path) -> None:
+    path.write_text(json.dumps([shared(0)]))
+    later = path.with_name("later.json")
+    later.write_text(json.dumps([other(0)]))
+    told = json.loads(cli("add", path, later, "--store", store, "--embedder", "hashing", "--json").stdout)
+    assert (told["added"], told["changed"]) == (1, 1)
+
+
+def test_ids_are_remembered_in_little_memory(path: Path) -> None:
+    count = 3_000
+    path.write_bytes(
+        lines(*({**talk(i), "messages": [{"role": "user", "content": "x" * 1_000}]} for i in range(count)))
+    )
+    list(importers.read(path))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in importers.read(path)) == count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 600 * count
+
+
+# -- a directory is one export ------------------------------------------------------------------------------
+
+
+def test_what_is_of_another_kind_in_a_directory_is_told(cli: Cli, tmp_path: Path, store: Path) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "conversations.json").write_text(
+        json.dumps([{"uuid": "c", "chat_messages": [{"sender": "human", "text": "Hello", "created_at": "2024-05-01"}]}])
+    )
+    for name in ("notes.md", "memories.yaml", "talk.jsonl", "photo.jpg", "page.html"):
+        (export / name).write_text("- summary: Something")
+    result = cli("add", export, "--store", store, "--embedder", "hashing")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "left out: 3 files of another kind"
 
 
 def test_a_file_that_fails_at_once_is_told_with_what_it_was_taken_for(cli: Cli, path: Path, store: Path) -> None:
@@ -317,9 +452,13 @@ def test_an_interrupt_while_adding_keeps_what_was_added(
     monkeypatch.setattr(sharegpt, "conversations", interrupted)
     stopped = cli("add", path, "--store", store, "--embedder", "hashing")
     assert stopped.returncode == 130
-    assert stopped.stderr.splitlines()[-1] == "stopped; what was reported as added is kept"
+    last = stopped.stderr.splitlines()[-1]
+    added = int(last.split()[1])
+    assert 0 < added <= 500
+    assert last == f"stopped; {added} conversations were added; run it again to finish"
+    assert json.loads(cli("stats", "--store", store, "--json").stdout)["conversations"] == added
     told = json.loads(cli("add", path, "--store", store, "--json").stdout)
-    assert told["added"] + told["unchanged"] == 600
+    assert (told["added"], told["unchanged"]) == (600 - added, added)
     assert told["changed"] == 0
 
 
@@ -344,6 +483,8 @@ def test_on_a_terminal_the_way_is_shown(
         (2, "a reply of a bot", "2 replies of a bot"),
         (2, "a message without text", "2 messages without text"),
         (2, "a day", "2 days"),
+        (1, "a photo or a file", "1 photo or file"),
+        (2, "a photo or a file", "2 photos or files"),
         (1, "a message of an unknown role", "1 message of an unknown role"),
     ],
 )

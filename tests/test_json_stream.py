@@ -104,3 +104,78 @@ def test_a_large_array_is_read_in_little_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
+
+
+@given(
+    objects=st.lists(
+        st.dictionaries(st.sampled_from(["results", "memories", "a", "b"]), st.lists(JSON, max_size=5) | JSON),
+        max_size=3,
+    ),
+    most=st.integers(1, 9),
+    indent=st.sampled_from([None, 1]),
+)
+def test_lists_in_objects_are_read_one_element_at_a_time(
+    objects: list[dict[str, Any]], most: int, indent: int | None
+) -> None:
+    names = ("results", "memories")
+    content = "\n".join(json.dumps(each, indent=indent) for each in objects).encode()
+    expected: list[tuple[int, str, Any]] = []
+    for number, each in enumerate(objects, start=1):
+        lists = {key: value for key, value in each.items() if key in names and isinstance(value, list)}
+        for key, value in lists.items():
+            expected += [(number, f"{key}[{i}]", element) for i, element in enumerate(value)]
+        if not lists:
+            expected.append((number, "", each))
+    assert list(json_stream.listed(Pieces(content, most), names)) == expected
+    short = [{key: value[:2] if isinstance(value, list) else value for key, value in each.items()} for each in objects]
+    assert list(json_stream.abridged(Pieces(content, most), 2)) == short
+
+
+@given(
+    content=st.binary(max_size=60) | st.text('{}[]",:1eE+-.tfnNI\\u0 \n', max_size=30).map(lambda t: f"{{{t}".encode())
+)
+def test_any_bytes_are_objects_to_both_or_to_neither(content: bytes) -> None:
+    try:
+        expected = json.loads(content.decode("utf-8-sig"))
+    except ValueError:
+        expected = None
+    for read in (lambda stream: json_stream.listed(stream, ()), lambda stream: json_stream.abridged(stream, 99)):
+        try:
+            found = list(read(Pieces(content, 3)))
+        except InputError:
+            assert not isinstance(expected, dict)
+        else:
+            if isinstance(expected, dict):
+                assert len(found) == 1
+                value = found[0][2] if isinstance(found[0], tuple) else found[0]
+                assert json.dumps(value) == json.dumps(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"results": [1', "it ends within the list: line 1"),
+        (b'{"results": [1]', "it ends within the object: line 1"),
+        (b'{"results": [1]\n"a": 2}', "a comma was expected: line 2"),
+        (b'{"results" [1]}', "a colon was expected: line 1"),
+        (b"{results: [1]}", "a name in double quotes was expected: line 1"),
+        (b'{"a": 1,}', "a name in double quotes was expected: line 1"),
+    ],
+    ids=ascii,
+)
+def test_what_is_no_object_is_told_with_its_line(content: bytes, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        list(json_stream.listed(io.BytesIO(content), ("results",)))
+    assert told in str(caught.value)
+
+
+def test_a_large_list_in_an_object_is_read_in_little_memory() -> None:
+    elements = b",".join(json.dumps({"text": "x" * 50_000}).encode() for _ in range(200))
+    content = b'{"count": 200, "results": [' + elements + b'], "next": null}'
+    tracemalloc.start()
+    assert sum(1 for _ in json_stream.listed(io.BytesIO(content), ("results",))) == 200
+    (short,) = json_stream.abridged(io.BytesIO(content), 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (list(short), len(short["results"])) == (["count", "results", "next"], 3)
+    assert peak < 2_000_000

@@ -653,7 +653,7 @@ def test_another_tools_files_in_a_directory_are_not_replaced(tmp_path: Path) -> 
                 if formats.detect(place) == layout:
                     continue
                 before = contents(place)
-                with pytest.raises(InputError, match=r"is there already, and is (no memory|a memory of the format)"):
+                with pytest.raises(InputError, match=r"already exists, and is (no memory|a memory of the format)"):
                     memory.save(place, layout)
                 assert contents(place) == before
         for layout in ("pickle", "hdf5"):

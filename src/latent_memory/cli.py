@@ -1,12 +1,14 @@
 """The command line: `latent-memory`. A thin door to `LatentMemory`.
 
-Exit codes: 0 found or done, 1 nothing found, 2 bad use, bad input, or a store that cannot be used.
+Exit codes: 0 found or done, 1 nothing found, 2 bad use, bad input, or a store that cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -34,48 +36,87 @@ from latent_memory.output import (
     say,
     say_hits,
     say_json,
+    say_list,
 )
+from latent_memory.records import AddReport
 
 if TYPE_CHECKING:
     from latent_memory.memory import LatentMemory
 
 PROGRAM = "latent-memory"
+# An installed package has no docs/ beside it. The mark before it keeps the line from being broken.
+_MORE = "\b\nDocumentation: https://github.com/latent-memory/latent-memory/tree/main/docs"
 STORE_VARIABLE = "LATENT_MEMORY_STORE"
 SCOPE_VARIABLE = "LATENT_MEMORY_SCOPE"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class _StoppedError(Exception):
+    """The user has interrupted a command; the message says what became of its work."""
+
+
 def main() -> None:
     """Run the command line; whatever goes wrong becomes one line on standard error and an exit code."""
+    _fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe that cannot show a character shows another one, instead of ending the program.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        code = _run()
+        # Here, and not as the interpreter ends: that would tell of a full disk with a traceback.
+        sys.stdout.flush()
+    except OSError as error:
+        code = _unwritable(error)
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
         # Not app(): that has its own ideas of a broken pipe, and of how an error looks.
         with app.make_context(PROGRAM, sys.argv[1:]) as context:
             app.invoke(context)
-        sys.stdout.flush()
     except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        return end.exit_code
     except click.UsageError as error:
         asked = error.ctx.command_path if error.ctx else PROGRAM
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
             print(error.format_message(), file=sys.stderr)
-            sys.exit(2)
-        _fail(f"{' '.join(error.format_message().split())} (see {asked} --help)")
+            return 2
+        return _failed(f"{' '.join(error.format_message().split()).removesuffix('.')} (see {asked} --help)")
     except LatentMemoryError as error:
-        _fail(str(error))
-    except (KeyboardInterrupt, click.Abort):
-        print("stopped; what was reported as added is kept", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EINVAL):
-            raise
-        # The reader (head, less) has gone (Windows says EINVAL); there is nobody to tell, and nothing went wrong.
+        return _failed(str(error))
+    except (_StoppedError, KeyboardInterrupt, click.Abort) as stop:
+        _note(f"stopped; {stop}" if isinstance(stop, _StoppedError) else "stopped")
+        return 130
+    return 0
+
+
+def _fill_closed_streams() -> None:
+    """Open what the caller has closed of the three standard streams, so that no file takes its number, or its place."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # As long as the process lives; print(file=None) would print to the other one.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def _unwritable(error: OSError) -> int:
+    """Tell that what is printed cannot be written, unless its reader (head, less) has gone; return the exit code."""
+    if error.filename is not None:
+        return _failed(f"{error.filename}: {error.strerror or error}")
+    with contextlib.suppress(OSError, ValueError):
+        # What is still waiting to be written would fail once more at the very end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    # There is nobody to tell, and nothing went wrong. Windows says EINVAL.
+    if error.errno == errno.EPIPE or (error.errno == errno.EINVAL and os.name == "nt"):
+        return 0
+    return _failed(f"cannot write to standard output: {error.strerror or error}")
 
 
 # -- options ----------------------------------------------------------------------------------------------
@@ -85,7 +126,7 @@ _STORE = click.option(
     metavar="PATH",
     envvar=STORE_VARIABLE,
     type=click.Path(path_type=Path),
-    help="The memory: a store's directory, or a file of another format (docs/formats.md). "
+    help="The memory: a store's directory, or a file of another format. "
     f"Default: ${STORE_VARIABLE}, else a store of your own where the system keeps such data.",
 )
 _SCOPE = click.option(
@@ -95,7 +136,7 @@ _SCOPE = click.option(
     show_default=True,
     help="Whose memory: a user, a tenant, a project.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, as docs/cli.md describes it.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _EMBEDDER = click.option(
     "--embedder",
     metavar="NAME",
@@ -136,7 +177,18 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Command):
+    """A command whose help ends with where to read more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"epilog": _MORE} | kwargs))
+
+
+class _App(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_App, epilog=_MORE, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name=PROGRAM)
 def app() -> None:
     """A conversation memory for language models: add conversations, recall the turns that matter."""
@@ -145,7 +197,7 @@ def app() -> None:
 # -- commands ---------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(short_help="Add conversations from chat exports and other files.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @_options(_STORE, _SCOPE)
 @click.option("--from", "source", cls=_From, metavar="NAME")
@@ -179,26 +231,49 @@ def add(
 ) -> None:
     """Add conversations from files: chat exports, sessions, JSON Lines; - reads standard input.
 
-    What a file is, its content tells (see --from). Adding a file again adds only what is new in it. Every file is
-    checked from end to end first: if one entry cannot be used, nothing is added (see --skip-bad).
+    The format of a file is detected from its content (see --from). Adding a file again adds only what is new in it.
+    Every file is checked from end to end first: if one entry cannot be used, nothing is added (see --skip-bad).
     """
     from latent_memory import inputs
 
     mapping = _columns(columns)
-    with inputs.opened(files, source, branches=branches, table=table, columns=mapping) as given:
+    report = AddReport()
+
+    def so_far() -> str:
+        changed = f", {report.changed:,} changed" if report.changed else ""
+        return f"{many(report.added, 'conversation')} {'was' if report.added == 1 else 'were'} added{changed}; " + (
+            "run it again to finish"
+        )
+
+    with (
+        _telling_if_stopped(so_far),
+        inputs.opened(files, source, branches=branches, table=table, columns=mapping) as given,
+    ):
         given.check(skip_bad=skip_bad)
-        turns = sum(count for _, count in given.counts)
-        for told in given.bad:
-            _note(f"left out: {told}")
-        with _open(store, embedder, create=True, summariser=summariser, layout=layout) as memory:
+        found, turns = (sum(counts) for counts in zip(*given.counts, strict=True))
+        with contextlib.ExitStack() as stack:
+            # Of nothing, no memory is made.
+            memory = (
+                stack.enter_context(_open(store, embedder, create=True, summariser=summariser, layout=layout))
+                if found
+                else None
+            )
             if not as_json:
                 for file in given.sources:
                     # Of our own format, that is news to nobody but whoever looks on.
                     if file.format != "jsonl" or sys.stderr.isatty():
                         _note(f"{file.name}: {file.description}")
-            conversations = given.conversations(skip_bad=skip_bad)
-            with progress("adding", turns) as at:
-                report = memory.add(conversations, scope, progress=lambda report: at(handled(report)))
+            for told in given.bad:
+                _note(f"left out: {told}")
+            if memory is not None:
+                with progress("adding", turns) as at:
+
+                    def done(batch: AddReport) -> None:
+                        nonlocal report
+                        report = batch
+                        at(handled(batch))
+
+                    report = memory.add(given.conversations(skip_bad=skip_bad), scope, progress=done)
     if as_json:
         say_json(
             {**asdict(report), "left_out": len(given.bad), "files": given.files_json(), "skipped": given.skipped_json()}
@@ -210,9 +285,10 @@ def add(
         )
         if given.skipped:
             say(f"left out: {', '.join(many_of(count, what) for what, count in given.skipped.most_common())}")
+    _leave(found=bool(found))
 
 
-@app.command()
+@app.command(short_help="Find the turns that matter to a question.")
 @click.argument("query")
 @click.option(
     "-k", "--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many turns at most."
@@ -236,7 +312,7 @@ def recall(
     _leave(found=bool(hits))
 
 
-@app.command()
+@app.command(short_help="Print the block of text for a prompt.")
 @click.argument("query")
 @click.option(
     "--budget",
@@ -263,7 +339,7 @@ def context(
     _leave(found=bool(block))
 
 
-@app.command()
+@app.command(short_help="Print a conversation, word for word.")
 @click.argument("conversation")
 @click.option("--turn", type=click.IntRange(min=0), help="Only this turn, with the one before and after.")
 @_options(_STORE, _SCOPE, _JSON)
@@ -280,14 +356,19 @@ def show(conversation: str, turn: int | None, store: Path | None, scope: str, as
     shown = range(len(found.turns)) if turn is None else range(max(0, turn - 1), min(turn + 2, len(found.turns)))
     if as_json:
         return say_json(conversation_json(found, shown))
-    say(f"{found.title}\n{found.conversation_id} · {found.type} · {minute(found.timestamp)}\n{found.summary}\n")
+    say(f"{found.title}\n{found.conversation_id} · {found.type} · {minute(found.timestamp)}")
+    if "summary" not in found.generated:
+        # One that was generated repeats what follows.
+        say(found.summary or "")
+    if shown:
+        say("")
     for i in shown:
         said = found.turns[i]
         say(f"{i:>3}  {said.name or said.role}: {said.text}")
     return None
 
 
-@app.command("list")
+@app.command("list", short_help="List a scope's conversations, newest first.")
 @_options(_STORE, _SCOPE)
 @click.option(
     "-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many conversations."
@@ -301,12 +382,13 @@ def list_(store: Path | None, scope: str, limit: int, offset: int, as_json: bool
     if as_json:
         say_json([{**asdict(item), "timestamp": item.timestamp.isoformat()} for item in page])
     else:
-        for item in page:
-            say(f"{minute(item.timestamp):<16}  {item.conversation_id:<24} {item.turns:>4}  {item.title}")
+        say_list(page)
+        if not page:
+            print(f"no {'more ' if offset else ''}conversations in scope {scope!r}", file=sys.stderr)
     _leave(found=bool(page))
 
 
-@app.command()
+@app.command(short_help="List the scopes.")
 @_options(_STORE, _JSON)
 def scopes(store: Path | None, as_json: bool) -> None:
     """List the scopes with the number of their conversations."""
@@ -320,15 +402,16 @@ def scopes(store: Path | None, as_json: bool) -> None:
     _leave(found=bool(found))
 
 
-@app.command()
+@app.command(short_help="Tell how much the memory holds.")
 @_STORE
-@click.option("--scope", help="Only this scope. Default: all.")
+@click.option("--scope", envvar=SCOPE_VARIABLE, help=f"Only this scope. Default: ${SCOPE_VARIABLE}, else all.")
 @_JSON
 def stats(store: Path | None, scope: str | None, as_json: bool) -> None:
-    """Tell how much the memory holds."""
+    """Tell where the memory is, and how much it holds."""
     with _open(store) as memory:
         found = memory.stats(scope=scope)
-    told = asdict(found) | {"first": iso(found.first), "last": iso(found.last)}
+    told: dict[str, Any] = {"store": str(_place(store))} | asdict(found)
+    told |= {"first": iso(found.first), "last": iso(found.last)}
     if as_json:
         return say_json(told)
     for name, value in told.items():
@@ -337,24 +420,27 @@ def stats(store: Path | None, scope: str | None, as_json: bool) -> None:
     return None
 
 
-@app.command()
+@app.command(short_help="Remove conversations for good.")
 @click.argument("conversations", metavar="[CONVERSATION]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Forget the whole scope.")
 @_options(_STORE, _SCOPE, _JSON)
 def forget(conversations: Sequence[str], everything: bool, store: Path | None, scope: str, as_json: bool) -> None:
     """Remove conversations with all that was kept of them, at once and for good."""
     if bool(conversations) == everything:
-        raise click.UsageError("Name either conversations to forget, or --all for the whole scope.")
+        raise click.UsageError("Name either conversations to forget, or --all for the whole scope")
     with _open(store) as memory:
+        missing = [each for each in dict.fromkeys(conversations) if memory.get(each, scope=scope) is None]
         gone = memory.forget(conversations or None, scope=scope, everything=everything)
     if as_json:
-        say_json({"forgotten": gone})
+        say_json({"forgotten": gone, "not_found": missing})
     else:
+        for each in missing:
+            _note(f"no conversation {each!r} in scope {scope!r}")
         say(f"{many(gone, 'conversation')} forgotten")
     _leave(found=bool(gone))
 
 
-@app.command()
+@app.command(short_help="Exchange all vectors for another embedder's.")
 @click.option("--embedder", metavar="NAME", required=True, help="The new embedder.")
 @_options(_STORE, _JSON)
 def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
@@ -362,7 +448,11 @@ def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
 
     May be interrupted and run again; switches over at the end.
     """
-    with _open(store) as memory, progress("embedding", memory.stats().passages) as at:
+    with (
+        _telling_if_stopped(lambda: "the memory still has its old vectors; run it again to finish"),
+        _open(store) as memory,
+        progress("embedding", memory.stats().passages) as at,
+    ):
         count = memory.reembed(embedder, progress=lambda done, _: at(done))
     if as_json:
         say_json({"passages": count, "embedder": embedder})
@@ -370,22 +460,30 @@ def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
         say(f"{many(count, 'passage')} embedded with {embedder}")
 
 
-@app.command()
+@app.command(short_help="Write a memory in another format, or its summaries.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("destination", type=click.Path(path_type=Path))
 @_FORMAT
 @click.option("--reembed", is_flag=True, help="Make all vectors anew in the copy, with --embedder.")
-@click.option("--embedder", metavar="NAME", default="minilm", show_default=True, help="The embedder for --reembed.")
+@click.option("--embedder", metavar="NAME", help="The embedder for --reembed. Default: minilm.")
 @click.option("--skip-bad", is_flag=True, help="Leave out entries that cannot be used, and report each of them.")
 @click.option("--overwrite", is_flag=True, help="Replace what the destination holds.")
-@click.option("--scope", default="default", show_default=True, help="Whose summaries, if these are what is written.")
+@click.option(
+    "--scope",
+    envvar=SCOPE_VARIABLE,
+    default="default",
+    show_default=True,
+    help="Whose summaries, if these are what is written. A whole memory is written with all its scopes.",
+)
 @_JSON
+@click.pass_context
 def convert(
+    asked: click.Context,
     source: Path,
     destination: Path,
     layout: str | None,
     reembed: bool,
-    embedder: str,
+    embedder: str | None,
     skip_bad: bool,
     overwrite: bool,
     scope: str,
@@ -396,32 +494,74 @@ def convert(
     One that ends in .h5, .hdf5, .pkl or .pickle is a whole memory; one in .json, .yaml or .sqlite gets the summaries
     alone. For a directory, name the --format.
     """
-    if destination.exists() and not overwrite:
-        raise InputError(f"{destination}: is there already; name another place, or give --overwrite")
+    from latent_memory import embedders, formats
+    from latent_memory.database import exists
+
+    source, destination = source.expanduser(), destination.expanduser()
+    summaries = layout is None and destination.suffix.lower() in formats.SUMMARY_SUFFIXES and not destination.is_dir()
+    if embedder is not None and not reembed:
+        raise click.UsageError("--embedder: goes with --reembed alone")
+    if summaries and reembed:
+        raise click.UsageError(f"--reembed: a file that ends in {destination.suffix} gets summaries, without vectors")
+    if not summaries and asked.get_parameter_source("scope") is click.core.ParameterSource.COMMANDLINE:
+        # Whoever asks for one scope must not hand on all of them.
+        raise click.UsageError("--scope: goes with summaries alone; a whole memory is written with all its scopes")
+    with _looking_into(destination):
+        if destination.exists() and not overwrite:
+            raise InputError(f"{destination}: already exists; name another place, or give --overwrite")
+        if destination.resolve() == source.resolve():
+            raise InputError(f"{destination}: is the memory that is to be converted; name another place")
+    with _looking_into(source):
+        if not source.exists() or (source.is_dir() and not (exists(source) or formats.detect(source))):
+            raise InputError(f"no memory at {source}")
+    # Before any work is done: it may not be there.
+    new = embedders.load(embedder or embedders.DEFAULT) if reembed else None
     bad: list[InputError] = []
-    with _open(source, on_bad=bad.append if skip_bad else None) as memory:
+    with (
+        _telling_if_stopped(lambda: f"nothing was written to {destination}; run it again"),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+        contextlib.ExitStack() as opened,
+    ):
+        memory = opened.enter_context(_open(source, on_bad=bad.append if skip_bad else None))
         for error in bad:
             _note(f"left out: {error}")
-        passages = memory.stats().passages
-        with progress("writing", passages) as at:
-            memory.save(destination, layout, scope=scope, progress=at)
-    if reembed:
-        with _open(destination) as copy, progress("embedding", passages) as at:
-            copy.reembed(embedder, progress=lambda done, _: at(done))
+        told = memory.stats(scope=scope if summaries else None)
+        written: int | None = None
+        if new is not None:
+            # In a copy, so that what goes wrong leaves the destination as it is.
+            copy = Path(temporary) / "memory"
+            memory.save(copy, formats.STORE)
+            memory = opened.enter_context(_open(copy))
+            with progress("embedding", told.passages) as at:
+                memory.reembed(new, progress=lambda done, _: at(done))
+        if told.conversations or not summaries:
+            with progress("writing", told.conversations if summaries else told.passages) as at:
+                written = memory.save(destination, layout, scope=scope, progress=at)
+                at(written)
     if as_json:
-        say_json({"passages": passages, "left_out": len(bad), "destination": str(destination)})
+        what = "summaries" if summaries else "passages"
+        to = None if written is None else str(destination)
+        say_json({what: written or 0, "left_out": len(bad), "destination": to})
+    elif written is None:
+        _note(f"no conversations in scope {scope!r}; nothing was written")
+    elif summaries:
+        noun = "summary" if written == 1 else "summaries"
+        say(f"{written:,} {noun} written to {destination} (without turns and vectors)")
     else:
-        say(f"{many(passages, 'passage')} written to {destination}")
+        of = f" of {told.scopes:,} scopes" if told.scopes > 1 else ""
+        say(f"{many(written, 'passage')}{of} written to {destination}")
+    _leave(found=written is not None)
 
 
-@app.command()
+@app.command(short_help="Show what a memory finds in example conversations.")
 @click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the demonstration's memory here.")
 def demo(keep: Path | None) -> None:
     """Add the example conversations to a memory of their own, ask it a few questions, and show what it finds."""
     from latent_memory import demonstration
 
+    program = PROGRAM if shutil.which(PROGRAM) else sys.argv[0]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        demonstration.run(keep or Path(temporary) / "memory", PROGRAM if shutil.which(PROGRAM) else sys.argv[0])
+        demonstration.run(keep or Path(temporary) / "memory", program, kept=keep is not None)
 
 
 # -- opening and reading ----------------------------------------------------------------------------------
@@ -438,20 +578,53 @@ def _open(
     layout: str | None = None,
     on_bad: Callable[[InputError], None] | None = None,
 ) -> Iterator[LatentMemory]:
+    from latent_memory import formats
+    from latent_memory.database import FILE_NAME
     from latent_memory.memory import LatentMemory
 
-    if store is None:
-        import platformdirs
-
-        store = Path(platformdirs.user_data_dir("latent-memory", appauthor=False)) / "memory"
+    place = _place(store)
+    with _looking_into(place):
+        if place.name == FILE_NAME and place.is_file():
+            raise InputError(f"{place}: is a file in a store; name its directory: {place.parent}")
+        if place.is_file() and formats.detect(place) is None:
+            added = f"{PROGRAM} add {shlex.quote(str(place))}"
+            raise InputError(f"{place}: is a file, and no memory; add it to one with: {added}")
     with LatentMemory.open(
-        store, embedder=embedder, create=create, summariser=summariser, format=layout, on_bad=on_bad
+        place, embedder=embedder, create=create, summariser=summariser, format=layout, on_bad=on_bad
     ) as memory:
         for note in memory.notes:
             _note(note)
         if warm:
             memory.warm()
         yield memory
+
+
+def _place(store: Path | None) -> Path:
+    """Return where the memory is."""
+    if store is not None:
+        return store.expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("latent-memory", appauthor=False)) / "memory"
+
+
+@contextmanager
+def _looking_into(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot look into {str(path)[:80]}: {error.args[-1]}") from None
+
+
+@contextmanager
+def _telling_if_stopped(so_far: Callable[[], str]) -> Iterator[None]:
+    """Tell what became of a command's work, if the user interrupts it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _StoppedError(so_far()) from None
 
 
 def _filters(
@@ -463,15 +636,19 @@ def _filters(
 def _columns(told: Sequence[str]) -> dict[str, str]:
     split = [pair.partition("=") for pair in told]
     if bad := next((field for field, equals, _ in split if not equals), None):
-        raise click.UsageError(f"--column {bad}: FIELD=NAME was expected, as in summary=text.")
+        raise click.UsageError(f"--column {bad}: FIELD=NAME was expected, as in summary=text")
     return {field: name for field, _, name in split}
 
 
 def _query(query: str) -> str:
     if query != "-":
         return query
+    from latent_memory import inputs
+
     try:
-        return sys.stdin.buffer.read().decode()
+        return inputs.standard_input().read().decode()
+    except OSError as error:
+        raise InputError(f"cannot read standard input: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"standard input: not UTF-8 (byte {error.start})") from None
 
@@ -488,6 +665,8 @@ def _note(text: str) -> None:
     print(harmless(text, sys.stderr), file=sys.stderr)
 
 
-def _fail(message: str) -> NoReturn:
-    print(harmless(f"{PROGRAM}: {message}", sys.stderr), file=sys.stderr)
-    sys.exit(2)
+def _failed(message: str) -> int:
+    with contextlib.suppress(OSError):
+        # Standard error may be what cannot be written to.
+        _note(f"{PROGRAM}: {message}")
+    return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from latent_memory.importers import jsonl
@@ -17,13 +18,19 @@ _QUESTIONS = (
 )
 
 
-def run(place: Path, program: str) -> None:
-    """Add the examples to a memory at `place`, ask it, and print what it finds; `program` is what to call next."""
+def run(place: Path, program: str, *, kept: bool) -> None:
+    """Add the examples to a memory, ask it, and print what it finds.
+
+    Args:
+        place: where the memory is made.
+        program: what to call next.
+        kept: the memory stays; what to try next is tried with it.
+    """
     examples = _examples()
     conversations = list(jsonl.read(examples))
     turns = sum(len(conversation.turns) for conversation in conversations)
-    say(f"Adding {len(conversations)} example conversations ({turns} turns) to {place}\n")
     with LatentMemory.open(place) as memory:
+        say(f"Adding {len(conversations)} example conversations ({turns} turns) to {place}\n")
         with progress("adding", turns) as at:
             memory.add(conversations, progress=lambda report: at(handled(report)))
         for question in _QUESTIONS:
@@ -33,13 +40,14 @@ def run(place: Path, program: str) -> None:
         question = _QUESTIONS[0]
         say(f"What a prompt would get for {question!r}, in at most 300 tokens:\n")
         say(memory.context(question, budget=300).text)
+    store = f" --store {shlex.quote(str(place))}" if kept else ""
+    first = "" if kept else f"\n  {program} add {shlex.quote(str(examples))}"
     say(
         f"""
-Try next:
-  {program} add {examples}
-  {program} recall "what went wrong in the server outage?"
-  {program} context "plan my next race" --budget 512
-  {program} show 0328711"""
+Try next:{first}
+  {program} recall "what went wrong in the server outage?"{store}
+  {program} context "plan my next race" --budget 512{store}
+  {program} show 0328711{store}"""
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from latent_memory import importers
 from latent_memory.errors import InputError
@@ -88,6 +88,7 @@ class Inputs:
 
         for source in self.sources:
             conversations = turns = 0
+            left_out = self.skipped.total()
             with counter(f"checking {source.name} ({source.description})", "conversation") as at:
                 try:
                     for conversation in self._read(source, on_bad if skip_bad else None, on_skip):
@@ -99,6 +100,10 @@ class Inputs:
                     if conversations or not source.recognised or source.format == "jsonl":
                         raise
                     raise InputError(f"{error} (taken for: {source.description}; --from overrules)") from None
+            if not conversations and self.skipped.total() == left_out:
+                raise InputError(
+                    f"{source.name}: holds no conversations ({source.description}); there is nothing to add"
+                )
             self.counts.append((conversations, turns))
 
     def conversations(self, *, skip_bad: bool = False) -> Iterator[Conversation]:
@@ -150,8 +155,10 @@ def opened(
         branches, table, columns: as of importers.Reading; the latter two tell that the files are summaries.
 
     Raises:
-        InputError: if a file cannot be read, or is of no known format.
+        InputError: if a file cannot be read, or its format is unknown; if standard input is named twice.
     """
+    if files.count("-") > 1:
+        raise InputError("- is named twice; standard input can be read once")
     source = source or ("summaries" if table or columns else None)
     if source is not None:
         importers.load(source)
@@ -168,19 +175,27 @@ def opened(
 
 
 def _readable_twice(file: str, spooled: Path) -> tuple[Path, str]:
-    if file == "-":
-        with spooled.open("wb") as copy:
-            shutil.copyfileobj(sys.stdin.buffer, copy)
-        return spooled, "standard input"
-    path = Path(file)
-    if not _is_pipe(path):
-        return path, file
+    path, name = (None, "standard input") if file == "-" else (Path(file), file)
+    if path is not None and not _is_pipe(path):
+        return path, name
     try:
-        with path.open("rb") as pipe, spooled.open("wb") as copy:
+        with standard_input() if path is None else path.open("rb") as pipe, spooled.open("wb") as copy:
             shutil.copyfileobj(pipe, copy)
-    except PermissionError as error:
-        raise importers.unreadable(path, file, error) from None
-    return spooled, file
+    except OSError as error:
+        raise InputError(f"cannot copy {name} to a temporary file: {error.strerror or error}") from None
+    return spooled, name
+
+
+def standard_input() -> BinaryIO:
+    """Return standard input to read bytes from.
+
+    Raises:
+        InputError: if it is closed.
+    """
+    # If it was closed before this process began, there is none.
+    if sys.stdin is None:
+        raise InputError("standard input: closed; there is nothing to read")
+    return sys.stdin.buffer
 
 
 def _is_pipe(path: Path) -> bool:

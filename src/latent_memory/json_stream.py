@@ -1,4 +1,6 @@
-"""JSON arrays too large to hold: one element at a time, in the memory that one element takes.
+"""JSON lists too large to hold: one element at a time, in the memory that one element takes.
+
+The list is all that a stream holds, or stands in an object under a name.
 
 The standard library's decoder does the reading, so that every value means what `json.load` makes of it.
 """
@@ -8,7 +10,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Any, BinaryIO
 
 from latent_memory.errors import InputError
@@ -35,7 +38,7 @@ def elements(stream: BinaryIO) -> Iterator[Any]:
     if opening != "[":
         found = {"{": "an object", "": "nothing"}.get(opening, f"{opening!r}")
         raise InputError(f"a JSON array (a list in square brackets) was expected, not {found}")
-    yield from _elements(text)
+    yield from _whole(text)
 
 
 def values(stream: BinaryIO) -> Iterator[Any]:
@@ -46,27 +49,106 @@ def values(stream: BinaryIO) -> Iterator[Any]:
     """
     text = _Text(stream)
     if text.skip_space() == "[":
-        yield from _elements(text)
+        yield from _whole(text)
     else:
         while text.skip_space():
             yield text.value()
+
+
+def listed(stream: BinaryIO, names: Collection[str]) -> Iterator[tuple[int, str, Any]]:
+    """Yield the elements of the lists that objects hold under these names, one at a time.
+
+    Args:
+        stream: UTF-8; one object, or several after each other.
+        names: of the lists.
+
+    Yields:
+        The object's number from 1, an element's place in it ("results[3]"), and the element. Of an object without
+        such a list, and of any other value, the value as a whole, whose place is "".
+
+    Raises:
+        InputError: if the stream is not UTF-8, not JSON, or ends within a value; the message names the line.
+    """
+    text = _Text(stream)
+    number = 0
+    while opening := text.skip_space():
+        number += 1
+        if opening != "{":
+            yield number, "", text.value()
+            continue
+        found, rest = False, {}
+        for key in _keys(text):
+            if key in names and text.skip_space() == "[":
+                found = True
+                for index, element in enumerate(_elements(text)):
+                    yield number, f"{key}[{index}]", element
+            else:
+                rest[key] = text.value()
+        if not found:
+            yield number, "", rest
+
+
+def abridged(stream: BinaryIO, most: int) -> Iterator[Any]:
+    """Yield the values that a UTF-8 stream holds, objects without what follows the first elements of their lists.
+
+    Args:
+        stream: as of `listed`.
+        most: so many elements of each list that stands in an object are kept.
+
+    Raises:
+        InputError: if the stream is not UTF-8, not JSON, or ends within a value; the message names the line.
+    """
+    text = _Text(stream)
+    while opening := text.skip_space():
+        if opening != "{":
+            yield text.value()
+            continue
+        short: dict[str, Any] = {}
+        for key in _keys(text):
+            if text.skip_space() == "[":
+                elements = _elements(text)
+                short[key] = list(islice(elements, most))
+                # The rest is read past: what comes after it may tell more.
+                for _ in elements:
+                    pass
+            else:
+                short[key] = text.value()
+        yield short
+
+
+def _keys(text: _Text) -> Iterator[str]:
+    """Yield the keys of an object; before the next one is asked for, the value that follows has to be read."""
+    text.take(1)
+    if text.skip_space() == "}":
+        text.take(1)
+        return
+    while True:
+        if text.skip_space() != '"':
+            raise text.error("a name in double quotes was expected")
+        key = text.value()
+        if text.skip_space() != ":":
+            raise text.error("a colon was expected")
+        text.take(1)
+        yield key
+        if text.closes("}", "object"):
+            return
+
+
+def _whole(text: _Text) -> Iterator[Any]:
+    yield from _elements(text)
+    if text.skip_space():
+        raise text.error("something follows the list's end")
 
 
 def _elements(text: _Text) -> Iterator[Any]:
     text.take(1)
     if text.skip_space() == "]":
         text.take(1)
-    else:
-        while True:
-            yield text.value()
-            following = text.skip_space()
-            text.take(1)
-            if following == "]":
-                break
-            if following != ",":
-                raise text.error("it ends within the list" if not following else "a comma was expected")
-    if text.skip_space():
-        raise text.error("something follows the list's end")
+        return
+    while True:
+        yield text.value()
+        if text.closes("]", "list"):
+            return
 
 
 class _Text:
@@ -110,6 +192,14 @@ class _Text:
                 return self._buffer[self._start]
             if not self._more():
                 return ""
+
+    def closes(self, bracket: str, what: str) -> bool:
+        """Read what stands between two values: the closing bracket, or a comma."""
+        following = self.skip_space()
+        if following not in (bracket, ","):
+            raise self.error(f"it ends within the {what}" if not following else "a comma was expected")
+        self.take(1)
+        return following == bracket
 
     def value(self) -> Any:
         """Read one value."""

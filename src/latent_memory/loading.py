@@ -207,7 +207,7 @@ class _Loader:
         except sqlite3.IntegrityError:
             what = "" if row.position == SUMMARY else f", turn {row.position}, piece {row.piece}"
             raise InputError(
-                f"conversation_id: {row.conversation_id!r}{what} is there already; each entry needs one of its own"
+                f"conversation_id: {row.conversation_id!r}{what} already exists; each entry needs one of its own"
             ) from None
         connection.execute("INSERT INTO vectors VALUES (?, ?)", (passage_id, to_bytes(vector)))
         if row.turn is not None:

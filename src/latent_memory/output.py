@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from latent_memory.records import AddReport, Context, Conversation, Hit, Passage
+from latent_memory.records import AddReport, Context, Conversation, ConversationInfo, Hit, Passage
 
 
 @contextmanager
@@ -71,13 +71,24 @@ def say_hits(hits: Iterable[Hit]) -> None:
     for rank, hit in enumerate(hits, start=1):
         passage = hit.passage
         where = "summary" if passage.turn is None else f"turn {passage.turn}"
+        who = passage.name or passage.role or "summary"
         told = " ".join(passage.text.split())
         signals = "  ".join(f"{name} {value:.2f}" for name, value in hit.signals.items() if value >= 0.005)
         say(
-            f"{rank:>2}  {hit.score:.2f}  {passage.name or passage.role}: {_cut(told, 300)}\n"
+            f"{rank:>2}  {hit.score:.2f}  {who}: {_cut(told, 300)}\n"
             f"          {_cut(passage.title, 60)} · {passage.conversation_id} · {where} · {minute(passage.timestamp)}\n"
             f"          {signals}"
         )
+
+
+def say_list(page: Iterable[ConversationInfo]) -> None:
+    """Print a listing for people, a line a conversation."""
+    page = list(page)
+    # As wide as the ids are: most are UUIDs, those of branches are two.
+    wide = max((len(item.conversation_id) for item in page), default=0)
+    for item in page:
+        title = " ".join(item.title.split())
+        say(f"{minute(item.timestamp):<16}  {item.conversation_id:<{wide}} {item.turns:>5}  {title}")
 
 
 def _cut(text: str, most: int) -> str:
@@ -143,25 +154,30 @@ def many(count: int, noun: str) -> str:
 
 
 def many_of(count: int, phrase: str) -> str:
-    """Return a count with what was counted, given as a few words: 3 and "an empty message" make "3 empty messages"."""
+    """Return a count with what was counted, given as a few words: 3 and "an empty message" make "3 empty messages".
+
+    Of 2 and "a photo or a file" it makes "2 photos or files".
+    """
     words = bare(phrase)
     if count == 1:
         return f"1 {words}"
     # What is counted stands before "of", "in", "that" and the like, or at the end.
     match = _HEAD.match(words)
     head, rest = match.groups() if match else (words, "")
-    if head.endswith(("s", "x", "ch", "sh")):
-        head += "es"
-    elif head.endswith("y") and head[-2:-1] not in "aeiou":
-        head = head[:-1] + "ies"
-    else:
-        head += "s"
-    return f"{count:,} {head}{rest}"
+    return f"{count:,} {' or '.join(map(_several, head.split(' or ')))}{rest}"
+
+
+def _several(noun: str) -> str:
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return noun + "es"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + "s"
 
 
 def bare(phrase: str) -> str:
-    """Return a few words without the article before them."""
-    return re.sub(r"^(an?|the|one) ", "", phrase)
+    """Return a few words without the articles before them."""
+    return re.sub(r"(^|\bor )(?:an?|the|one) ", r"\1", phrase)
 
 
 _HEAD = re.compile(r"(.+?)( (?:of|in|from|with|without|that|which|by|on|for|to|made|whose)\b.*)")

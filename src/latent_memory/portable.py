@@ -302,7 +302,7 @@ def _check_replaceable(path: Path, layout: str) -> None:
         found = formats.detect(path)
         if found != layout:
             what = "no memory" if found is None else f"a memory of the format {found}"
-            raise InputError(f"{there[0]}: is there already, and is {what}; name another place, or remove it first")
+            raise InputError(f"{there[0]}: already exists, and is {what}; name another place, or remove it first")
 
 
 def _counted(snapshot: Snapshot, progress: Callable[[int], None] | None) -> Snapshot:
@@ -418,6 +418,8 @@ def _lock(path: Path, layout: str) -> FileLock | None:
         lock = FileLock(file)
         lock.acquire(timeout=_WAIT_SECONDS)
     except Timeout:
+        if not file.exists():
+            raise StoreError(f"cannot write {path}: no file can be made beside it") from None
         raise StoreBusyError(
             f"{path}: is open in another process, or twice in this one; close it there first. Many processes may share "
             f"a store; once it is closed, make one with: latent-memory convert {path} STORE --format sqlite"

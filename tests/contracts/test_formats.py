@@ -670,7 +670,7 @@ BAD_ENTRIES: dict[str, tuple[Any, str]] = {
     "an id that is an object": ({"conversation_id": {}, "summary": "x", "timestamp": None}, "conversation_id"),
     "a time that is none": ({"conversation_id": "x", "summary": "x", "timestamp": {}}, "timestamp"),
     "half a surrogate pair": ({"conversation_id": "x", "summary": "a\ud800", "timestamp": None}, "surrogate"),
-    "an id twice": (PLAIN[0], "'tea' is there already"),
+    "an id twice": (PLAIN[0], "'tea' already exists"),
     "a role that is none": ({**PLAIN[2], "turn": 0, "role": "king"}, "role"),
     "a turn that is none": ({**PLAIN[2], "turn": -1}, "turn"),
     "a piece of nothing": ({**PLAIN[2], "turn": 3, "piece": 1}, "piece"),

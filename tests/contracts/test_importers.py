@@ -358,6 +358,21 @@ def test_any_json_in_the_place_of_anything_is_read_or_refused(case: Case, place:
         list(importers.read(path, source=case.name, branches=True, on_bad=lambda _: None))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.name in ("chatgpt", "claude", "letta", "mem0", "sharegpt", "summaries")],
+)
+def test_an_id_that_means_two_conversations_is_bad(case: Case, place: Path) -> None:
+    one, two = case.entry(0, "I said one thing"), case.entry(0, "I said another thing")
+    path = put(place, case.write([one, two]))
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        list(importers.read(path))
+    told: list[InputError] = []
+    (kept,) = importers.read(path, on_bad=told.append)
+    assert "one thing" in "".join([turn.text for turn in kept.turns] + [kept.summary or ""])
+    assert len(told) == 1
+
+
 # -- JSON Lines ---------------------------------------------------------------------------------------------
 
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -34,6 +36,7 @@ NAMES = (
 
 # So many entries of a file are looked at: the first ones may be broken, or tell nothing.
 _CANDIDATES = 16
+_LISTED = ", ".join(NAMES)
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 # So many files of an archive or a directory are.
 _MEMBERS = 8
@@ -84,14 +87,18 @@ def read(
         on_bad, on_skip, branches, table, columns: as of a Reading.
 
     Raises:
-        InputError: if the file cannot be read, is of no known format, changes meanwhile, or holds what cannot be used.
+        InputError: if the file cannot be read, its format is unknown, it changes meanwhile, or what it holds cannot be
+            used: also two conversations of one id that differ. One that is repeated is passed over.
     """
     path, name = Path(path), name or str(path)
-    importer = load(source or recognise(path, name=name))
+    source = source or recognise(path, name=name)
+    importer = load(source)
     before = state(path, name)
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(microsecond=0)
     reading = Reading(name, written, on_bad, on_skip or (lambda _: None), branches, table, columns)
     found = importer.conversations(path, reading)
+    # Of a file of summaries, its reader does so, on disk: there may be millions.
+    known = None if source == "summaries" else _Known(reading)
     while True:
         try:
             conversation = next(found)
@@ -104,7 +111,56 @@ def read(
             raise
         except OSError as error:
             raise unreadable(path, name, error) from None
-        yield conversation
+        if known is None or known.is_new(conversation):
+            yield conversation
+
+
+class _Known:
+    """The conversations that one input held so far, in about 200 bytes each: an id must not mean two of them."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._count = 0
+        self._found: dict[bytes, tuple[int, bytes]] = {}
+
+    def is_new(self, conversation: Conversation) -> bool:
+        """Tell whether there was none of its id yet; one that differs from it is reported as bad."""
+        self._count += 1
+        identifier = conversation.conversation_id
+        if identifier is None:
+            # It gets one made of its content.
+            return True
+        content = _digest(conversation)
+        first, known = self._found.setdefault(_hash(identifier), (self._count, content))
+        if first == self._count:
+            return True
+        if known == content:
+            self._reading.on_skip("a repeated conversation")
+        else:
+            shown = repr(identifier if len(identifier) <= 80 else identifier[:77] + "...")
+            self._reading.bad(
+                f"conversation {self._count} ({shown})",
+                f"conversation {first} has this id too, and another content; which one counts is not known",
+            )
+        return False
+
+
+def _hash(*texts: str) -> bytes:
+    digest = blake2b(digest_size=16)
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.digest()
+
+
+def _digest(conversation: Conversation) -> bytes:
+    told = (conversation.title, conversation.timestamp, conversation.type, sorted(conversation.generated))
+    return _hash(
+        repr(told),
+        conversation.summary or "",
+        json.dumps(conversation.metadata, sort_keys=True),
+        *(part for turn in conversation.turns for part in (repr((turn.role, turn.name, turn.timestamp)), turn.text)),
+    )
 
 
 # -- recognising --------------------------------------------------------------------------------------------
@@ -121,7 +177,7 @@ def recognise(path: str | Path, *, name: str | None = None) -> str:
         The importer's name, one of NAMES.
 
     Raises:
-        InputError: if it cannot be read, is empty, or is of no known format; the message lists those.
+        InputError: if it cannot be read, is broken or empty, or its format is unknown; the message lists those.
     """
     path, name = Path(path), name or str(path)
     state(path, name)
@@ -142,7 +198,54 @@ def recognise(path: str | Path, *, name: str | None = None) -> str:
     if path.suffix == ".jsonl" or broken:
         # Its reader says which line is wrong.
         return "jsonl"
-    raise InputError(f"{name}: of no known format; --from NAME tells which of these it is: {', '.join(NAMES)}")
+    try:
+        reason = _wrong_with(path)
+    except OSError as error:
+        raise unreadable(path, name, error) from None
+    raise InputError(f"{name}: {reason or f'unknown format; name it with --from: {_LISTED}'}")
+
+
+def _wrong_with(path: Path) -> str | None:
+    """Tell what is wrong with a file that no importer knows, if its name or its first bytes tell what it should be."""
+    suffix = path.suffix.lower()
+    if archives.is_archive(path):
+        return None
+    if suffix == ".zip":
+        return "called a zip, and not one; download it again"
+    if suffix in (".db", ".sqlite", ".sqlite3"):
+        return "called a database, and not one of SQLite"
+    with path.open("rb") as stream:
+        shape = shape_of(stream)
+        stream.seek(0)
+        start = stream.read(SAMPLE_BYTES).lstrip(_BLANK)
+    try:
+        with path.open("rb") as stream:
+            values: Iterable[Any]
+            if suffix in (".yaml", ".yml"):
+                from latent_memory.formats import plain_yaml
+
+                values = (value for _, value in plain_yaml.documents(stream))
+            elif shape != "lines" and (suffix == ".json" or (suffix not in (".md", ".txt") and _JSON.match(start))):
+                values = json_stream.abridged(stream, 1) if shape == "object" else json_stream.values(stream)
+            else:
+                return None
+            # Read to its end, where a file that was cut off shows it.
+            full = sum(not _is_hollow(value) for value in values)
+    except InputError as error:
+        return str(error)
+    return None if full else "holds nothing; there is nothing to add"
+
+
+# A text may begin with a bracket too.
+_JSON = re.compile(rb"[\[{]\s*[\[{\]}\"]")
+
+
+def _is_hollow(value: object) -> bool:
+    """Tell whether a value is an export's that holds nothing: {"results": []}."""
+    if not isinstance(value, dict):
+        return value in (None, [])
+    inner = [each for each in value.values() if isinstance(each, (dict, list))]
+    return not value or (bool(inner) and not any(inner))
 
 
 def _samples(path: Path, name: str) -> Iterator[Sample]:
@@ -184,7 +287,8 @@ def _values(stream: BinaryIO, shape: str) -> Iterator[Any]:
                 with contextlib.suppress(ValueError, RecursionError):
                     yield json.loads(line)
         elif shape != "text":
-            for _, value in zip(range(_CANDIDATES), json_stream.values(stream), strict=False):
+            found = json_stream.abridged(stream, _CANDIDATES) if shape == "object" else json_stream.values(stream)
+            for _, value in zip(range(_CANDIDATES), found, strict=False):
                 yield value
     except archives.ArchiveError:
         raise

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from latent_memory import json_stream
@@ -26,6 +26,8 @@ SAMPLE_BYTES = 1 << 16
 _LONG_LINE = 1 << 24
 # One conversation of an export can be many megabytes; a line or a first element beyond this is none.
 MOST_LINE_BYTES = 1 << 28
+# What some importer reads, by its name. Exports hold pictures and pages by the thousand beside it.
+_READABLE = frozenset((".af", ".db", ".json", ".jsonl", ".md", ".sqlite", ".sqlite3", ".txt", ".yaml", ".yml"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ def members(path: Path, reading: Reading, wanted: Callable[[str], bool], usual: 
 
     Args:
         path: a plain file, a zip or a directory.
-        reading: is told if there is none.
+        reading: is told if there is none, and what was not wanted, if another importer could have read it.
         wanted: tells from a member's name, "/" between folders, whether it is to be read.
         usual: what the wanted members are called, for the message.
     """
@@ -231,7 +233,11 @@ def members(path: Path, reading: Reading, wanted: Callable[[str], bool], usual: 
         yield Member("", lambda: path.open("rb"))
         return
     with archives.opened(path, reading.name) as archive:
-        names = [name for name in archive.names if wanted(name) and not name.startswith("__MACOSX/")]
+        there = [name for name in archive.names if not name.startswith("__MACOSX/")]
+        names = [name for name in there if wanted(name)]
+        for name in set(there).difference(names):
+            if PurePosixPath(name).suffix.lower() in _READABLE:
+                reading.on_skip("a file of another kind")
         for name in names:
             yield Member(name, lambda name=name: archive.open(name))  # type: ignore[misc]
         if not names:
@@ -258,7 +264,7 @@ def lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
 def json_lines(member: Member, reading: Reading) -> Iterator[tuple[str, Any]]:
     """Yield the JSON value of each line with its place; a line that is none is reported and passed over."""
     with member.open() as stream:
-        for number, line in _until_broken(lines(stream), member, reading):
+        for number, line in until_broken(lines(stream), member, reading):
             where = member.where(f"line {number}")
             try:
                 value = json.loads(line.decode())
@@ -278,7 +284,7 @@ def json_values(member: Member, reading: Reading) -> Iterator[tuple[str, Any]]:
     What follows a mistake in the JSON cannot be read; that is reported once.
     """
     with member.open() as stream:
-        for number, value in enumerate(_until_broken(json_stream.values(stream), member, reading), start=1):
+        for number, value in enumerate(until_broken(json_stream.values(stream), member, reading), start=1):
             yield member.where(f"entry {number}"), value
 
 
@@ -332,8 +338,8 @@ def is_json(text: bytes) -> bool:
     return True
 
 
-def _until_broken(found: Iterator[Value], member: Member, reading: Reading) -> Iterator[Value]:
-    """Yield what is found until an error ends it, which is reported; one of the archive's is not to be passed over."""
+def until_broken(found: Iterator[Value], member: Member, reading: Reading) -> Iterator[Value]:
+    """Yield what is found until an error ends it, which is reported; the archive's own errors are raised."""
     while True:
         try:
             value = next(found)

@@ -18,9 +18,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from latent_memory import generated
+from latent_memory import generated, json_stream
 from latent_memory.errors import InputError
-from latent_memory.importers.base import Reading, Sample, identifier_of, json_records, members
+from latent_memory.importers.base import (
+    Member,
+    Reading,
+    Sample,
+    identifier_of,
+    json_records,
+    members,
+    shape_of,
+    until_broken,
+)
 from latent_memory.messages import kind
 from latent_memory.records import Conversation
 from latent_memory.times import parse_time
@@ -50,15 +59,28 @@ def _is_memory(value: object) -> bool:
 def conversations(path: Path, reading: Reading) -> Iterator[Conversation]:
     """Yield a file's memories, each as a conversation of a summary alone."""
     for member in members(path, reading, lambda name: name.endswith((".json", ".jsonl")), "JSON file"):
+        for place, entry in _records(member, reading):
+            try:
+                conversation = _conversation(entry, reading)
+            except InputError as error:
+                reading.bad(place, error)
+                continue
+            if conversation is not None:
+                yield conversation
+
+
+def _records(member: Member, reading: Reading) -> Iterator[tuple[str, object]]:
+    with member.open() as stream:
+        shape = shape_of(stream)
+    if shape != "object":
         for where, value in json_records(member, reading):
-            for place, entry in _entries(value, where):
-                try:
-                    conversation = _conversation(entry, reading)
-                except InputError as error:
-                    reading.bad(place, error)
-                    continue
-                if conversation is not None:
-                    yield conversation
+            yield from _entries(value, where)
+        return
+    with member.open() as stream:
+        # One page may hold all memories there are.
+        for number, place, value in until_broken(json_stream.listed(stream, _LISTS), member, reading):
+            where = member.where(f"entry {number}")
+            yield from [(f"{where}, {place}", value)] if place else _entries(value, where)
 
 
 def _entries(value: object, where: str) -> Iterator[tuple[str, object]]:
