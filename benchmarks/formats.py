@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +112,7 @@ def large(layout: str, rows: int, place: Path) -> dict[str, float]:
             yield Block(block[:m], [entry(i) for i in range(start, start + m)])
 
     path = place / FILES[layout]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most_kilobytes()
     snapshot = Snapshot(rows, DIMENSION, None, blocks)
     told = {"write": timed(lambda: formats.load(layout).write(path, snapshot))[0]}
     told["check and read"], count = timed(lambda: sum(len(b.entries) for b in formats.load(layout).read(path).blocks()))
@@ -128,8 +128,17 @@ def large(layout: str, rows: int, place: Path) -> dict[str, float]:
         told["append 1,000: MB written"] = (_bytes_written() - written) / 1e6
         assert path.stat().st_ino == inode
     told["MB"] = size_of(path) / 1e6
-    told["memory beyond the start's, MB"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    told["memory beyond the start's, MB"] = (_most_kilobytes() - before) / 1e3
     return told
+
+
+def _most_kilobytes() -> float:
+    """Return the most memory that this process has used; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
 
 
 def _bytes_written() -> int:
