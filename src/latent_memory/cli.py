@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -69,6 +69,11 @@ def main() -> None:
         sys.stdout.flush()
     except OSError as error:
         code = _unwritable(error)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+        code = 2
     sys.exit(code)
 
 
@@ -106,13 +111,17 @@ def _fill_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
 
 
+def _discard(stream: TextIO) -> None:
+    """Let what is still waiting to be written go nowhere: it would fail once more at the very end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _unwritable(error: OSError) -> int:
     """Tell that what is printed cannot be written, unless its reader (head, less) has gone; return the exit code."""
     if error.filename is not None:
         return _failed(f"{error.filename}: {error.strerror or error}")
-    with contextlib.suppress(OSError, ValueError):
-        # What is still waiting to be written would fail once more at the very end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard(sys.stdout)
     # There is nobody to tell, and nothing went wrong. Windows says EINVAL.
     if error.errno == errno.EPIPE or (error.errno == errno.EINVAL and os.name == "nt"):
         return 0
