@@ -18,6 +18,7 @@ from latent_memory import Conversation, LatentMemory, Turn
 from latent_memory.embedders.hashing import HashingEmbedder
 from latent_memory.errors import EmbedderMismatchError, StoreError
 from latent_memory.feed import Feed
+from latent_memory.ranking import Weights
 from latent_memory.scope_index import ScopeIndex
 from latent_memory.vectors import Vectors
 
@@ -79,7 +80,7 @@ def test_indexes_that_were_left_behind_by_another_store_are_not_read(store: Path
         memory.add(many("walrus", 50))
         for i in (0, 7, 49):
             hit = memory.recall(f"walrus{i}", k=1)[0]
-            assert (hit.passage.conversation_id, hit.signals["words"]) == (f"walrus{i}", 1.0)
+            assert (hit.passage.conversation_id, hit.signals["words"]) == (f"walrus{i}", Weights().words)
 
 
 @pytest.mark.parametrize("more", [50, 1_500])
@@ -96,7 +97,7 @@ def test_a_restored_backup_does_not_read_indexes_of_its_lost_future(store: Path,
     with LatentMemory.open(store) as memory:
         for query in ("early7", "new7", f"new{more - 1}"):
             hit = memory.recall(query, k=1)[0]
-            assert (hit.passage.conversation_id, hit.signals["words"]) == (query, 1.0)
+            assert (hit.passage.conversation_id, hit.signals["words"]) == (query, Weights().words)
         assert all("lost" not in hit.passage.text for hit in memory.recall("lost7", k=50))
     with LatentMemory.open(store) as memory:
         memory.recall("early7")
@@ -294,7 +295,7 @@ def test_a_long_chat_that_grows_a_turn_at_a_time_is_found_to_the_end(store: Path
             memory.add(Conversation("chat", turns[:length]))
             hit = memory.recall(f"remark{length - 1}", k=1)[0]
             assert hit.passage.turn == length - 1
-            assert hit.signals["conversation"] == pytest.approx(0.4)
+            assert hit.signals["conversation"] == pytest.approx(Weights().conversation)
         whole = [(hit.passage.turn, hit.score) for hit in memory.recall("remark3 voyage", k=60)]
     with LatentMemory.open(store) as memory:
         again = [(hit.passage.turn, hit.score) for hit in memory.recall("remark3 voyage", k=60)]

@@ -44,7 +44,9 @@ def test_the_right_turn_comes_first(memory: LatentMemory) -> None:
     assert (hit.passage.conversation_id, hit.passage.turn) == ("bread", 0)
     assert hit.passage.text == "My sourdough needs 350 grams of water."
     assert hit.score == pytest.approx(sum(hit.signals.values()))
-    assert set(hit.signals) == {"meaning", "words", "exchange", "neighbours", "conversation"}
+    assert set(hit.signals) == {
+        *("meaning", "words", "exchange", "tokens", "neighbours", "answer", "conversation", "companion", "asking")
+    }
 
 
 def test_recall_by_meaning_with_the_default_embedder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from latent_memory.passages import (
     MOST_CHARACTERS,
     MOST_TOKENS,
     Piece,
+    asks,
     count_tokens,
     count_words,
     pieces,
@@ -224,3 +225,23 @@ def test_spoken_begins_with_the_speaker() -> None:
     assert spoken("Ana", "I moved.") == "Ana: I moved."
     assert spoken(None, "I moved.") == "I moved."
     assert spoken("", "I moved.") == "I moved."
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("What are you allergic to?", True),
+        ("I moved. And you?", True),
+        ("How about you? 😊", True),
+        ('She said: "why?"', True),
+        ("Which one? [shared a photo: a photo of two lamps]", True),
+        ("元気ですか？", True),
+        ("كيف حالك؟", True),
+        ("Why? Because it rains.", False),
+        ("I do not know.", False),
+        ("", False),
+        ("a? " + "b " * 500, False),
+    ],
+)
+def test_a_text_that_ends_with_a_question_asks(text: str, asked: bool) -> None:
+    assert asks(text) is asked

@@ -6,6 +6,7 @@ LatentMemoryError
 ├── EmbedderError
 │   ├── EmbedderUnavailableError       model file missing or altered, server not answering
 │   └── EmbedderMismatchError          the store's vectors were made by another embedder
+├── RerankerError                      a reranker's model or server cannot be used, or returned no scores
 └── StoreError
     ├── StoreVersionError              written by a newer version of this package
     ├── StoreBusyError                 another process held the write lock for too long
@@ -40,6 +41,10 @@ class EmbedderUnavailableError(EmbedderError):
 
 class EmbedderMismatchError(EmbedderError):
     """The store's vectors were made by another embedder than the one given."""
+
+
+class RerankerError(LatentMemoryError):
+    """A reranker's model or server cannot be used, or what it returned are no scores."""
 
 
 class StoreError(LatentMemoryError):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latent_memory.database import Database
+from latent_memory.late import Codes, codes_of
 from latent_memory.records import EmbedderIdentity
 from latent_memory.vectors import Ids, Vectors, from_bytes
 
@@ -39,6 +40,7 @@ class PassageColumns(NamedTuple):
     piece: Ids
     words: Ids
     role: Ids
+    asks: Ids
     epoch: np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -110,15 +112,15 @@ class Feed:
     def columns(self, scope_id: int, after: int, limit: int) -> PassageColumns:
         """Return up to `limit` of the scope's passages with ids beyond `after`."""
         rows = self._database.rows(
-            "SELECT passage_id, conversation_key, position, piece, words, role, epoch FROM passages "
+            "SELECT passage_id, conversation_key, position, piece, words, role, asks, epoch FROM passages "
             "WHERE scope_id = ? AND passage_id > ? ORDER BY passage_id LIMIT ?",
             scope_id,
             after,
             limit,
         )
-        table = np.array(rows, dtype=np.float64).reshape(len(rows), 7)  # whole numbers stay exact below 2**53
-        ids, key, position, piece, words, role = (table[:, i].astype(np.int64) for i in range(6))
-        return PassageColumns(ids, key, position, piece, words, role, table[:, 6].copy())
+        table = np.array(rows, dtype=np.float64).reshape(len(rows), 8)  # whole numbers stay exact below 2**53
+        ids, key, position, piece, words, role, asks = (table[:, i].astype(np.int64) for i in range(7))
+        return PassageColumns(ids, key, position, piece, words, role, asks, table[:, 7].copy())
 
     def deletions(self, scope_id: int, after: int) -> list[tuple[int, int]]:
         """Return (passage_id, conversation_key) of what was deleted beyond `after`, oldest first."""
@@ -136,6 +138,13 @@ class Feed:
             self._database.rows_among("SELECT passage_id, vector FROM vectors WHERE passage_id IN ({ids})", ids)
         )
         return from_bytes([rows[i] for i in ids], dimension)
+
+    def codes(self, passage_ids: Iterable[int]) -> dict[int, Codes]:
+        """Return the codes of those of the passages that have any."""
+        rows = self._database.rows_among(
+            "SELECT passage_id, codes FROM tokens WHERE passage_id IN ({ids})", list(passage_ids)
+        )
+        return {row[0]: codes_of(row[1]) for row in rows}
 
     def vectors_after(self, scope_id: int, after: int, limit: int, dimension: int) -> tuple[Ids, Vectors]:
         """Return ids and vectors of up to `limit` of the scope's passages with ids beyond `after`, in their order."""

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from latent_memory import generated
-from latent_memory.embedders import Embedder, identity
+from latent_memory.embedders import Embedder, embedded, identity
 from latent_memory.errors import EmbedderMismatchError, InputError
-from latent_memory.passages import Piece, pieces, spoken
+from latent_memory.late import Codes
+from latent_memory.passages import Piece, asks, pieces, spoken
 from latent_memory.records import AddReport, Conversation, Turn
 from latent_memory.store import SUMMARY, Change, NewPassage, Store, StoredState, mismatch
 from latent_memory.times import epoch
-from latent_memory.vectors import Vectors, checked
+from latent_memory.vectors import Vectors
 
 # A batch is embedded and committed together: large enough that texts of similar length meet, small enough that
 # little is lost when the process is killed, and bounded however many conversations come.
@@ -108,6 +109,7 @@ class _Plan:
     changed: list[int]
     pieces: list[tuple[int, int, Piece]] = field(default_factory=list)  # position, number, piece
     vectors: Vectors | None = None
+    codes: Sequence[Codes] = ()
     # Of the passages that stay, by position and piece; read only where a summary needs them.
     kept: Mapping[tuple[int, int], Vectors] = field(default_factory=dict)
 
@@ -141,12 +143,11 @@ def _add_batch(
                     plan.kept = store.conversation_vectors(plan.state.conversation_key, embedder.dimension)
         texts = [text for plan in plans for text in plan.texts()]
         if texts:
-            vectors = checked(
-                embedder.embed(texts), rows=len(texts), dimension=embedder.dimension, made_by=embedder.name
-            )
+            vectors, codes = embedded(embedder, texts)
             start = 0
             for plan in plans:
                 plan.vectors = vectors[start : start + len(plan.pieces)]
+                plan.codes = codes[start : start + len(plan.pieces)]
                 start += len(plan.pieces)
         changes = {plan.incoming.id: change for plan in plans if (change := _change(plan, summariser)) is not None}
         stale = set(store.write(scope, list(changes.values()), made_by) if changes else ())
@@ -201,6 +202,7 @@ def _change(plan: _Plan, summariser: Summariser | None) -> Change | None:
         return epoch(own) if own else begun
 
     assert plan.vectors is not None or not plan.pieces
+    codes: Sequence[Codes | None] = plan.codes or [None] * len(plan.pieces)
     passages = [
         NewPassage(
             position=position,
@@ -211,9 +213,14 @@ def _change(plan: _Plan, summariser: Summariser | None) -> Change | None:
             role="system" if position == SUMMARY else plan.turns[position].role,
             epoch=when(position),
             vector=vector,
+            asks=asks(piece.text),
+            codes=code,
         )
-        for (position, number, piece), vector in zip(
-            plan.pieces, plan.vectors if plan.vectors is not None else (), strict=True
+        for (position, number, piece), vector, code in zip(
+            plan.pieces,
+            plan.vectors if plan.vectors is not None else (),
+            codes,
+            strict=True,
         )
     ]
     return Change(
@@ -355,8 +362,8 @@ def reembed(store: Store, embedder: Embedder, progress: Callable[[int, int], Non
     last = 0
     while batch := store.not_reembedded(last, REEMBED_PASSAGES):
         texts = [text if speaker is None else spoken(speaker, text) for _, speaker, text in batch]
-        vectors = checked(embedder.embed(texts), rows=len(texts), dimension=made_by.dimension, made_by=made_by.name)
-        store.keep_reembedded(made_by, [i for i, _, _ in batch], vectors)
+        vectors, codes = embedded(embedder, texts)
+        store.keep_reembedded(made_by, [i for i, _, _ in batch], vectors, codes)
         done, last = done + len(batch), batch[-1][0]
         if progress is not None:
             progress(done, total)

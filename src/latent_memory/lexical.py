@@ -40,6 +40,10 @@ _HEAP = 30_000_000
 # Up to so many keys are looked up by the index; of more, the results are sifted.
 _MOST_TERMS = 4096
 
+# From so many documents on, a common word costs more than it tells: at a million passages, three searches take 21 ms
+# with such words and 5 ms without.
+_LARGE = 200_000
+
 _log = logging.getLogger(__name__)
 
 # A CJK character is a word; anything else between spaces and marks is one.
@@ -271,7 +275,7 @@ class LexicalIndex:
             query: words from `words`; their order does not matter.
             allowed: if given, only documents of these keys are looked at.
         """
-        terms = list(dict.fromkeys(query))
+        terms = self._telling(field, list(dict.fromkeys(query)))
         if not terms:
             return Found(np.zeros(0, np.int64), np.zeros(0, np.float32))
         settled = self._settled(field, terms, count, allowed)
@@ -289,6 +293,14 @@ class LexicalIndex:
         keys, scores = np.concatenate([settled.keys, new.keys]), np.concatenate([settled.scores, new.scores])
         best = np.argsort(-scores, kind="stable")[:count]
         return Found(keys[best], scores[best])
+
+    def _telling(self, field: str, terms: list[str]) -> list[str]:
+        """Leave out, in a large index, words that a tenth of all documents have: they cost most and tell least."""
+        if self._searcher is None or self._searcher.num_docs < _LARGE:
+            return terms
+        most = self._searcher.num_docs // 10
+        rare = [term for term in terms if self._searcher.doc_freq(field, term) <= most]
+        return rare if len(rare) > 1 else terms
 
     def _settled(self, field: str, terms: Words, count: int, allowed: Ids | None) -> Found:
         if self._searcher is None or self._index is None:

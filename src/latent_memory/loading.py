@@ -18,7 +18,7 @@ import numpy as np
 from latent_memory import generated
 from latent_memory.database import Database
 from latent_memory.errors import InputError
-from latent_memory.passages import count_words
+from latent_memory.passages import asks, count_words
 from latent_memory.records import ROLES, UNKNOWN, Conversation, EmbedderIdentity, Turn, as_json, check_text
 from latent_memory.snapshot import MOST_DIMENSION, Block, Entry, Snapshot
 from latent_memory.store import SUMMARY
@@ -197,11 +197,17 @@ class _Loader:
             ).fetchone()
         try:
             passage_id = connection.execute(
-                "INSERT INTO passages (scope_id, conversation_key, position, piece, start, text, words, role, epoch) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO passages "
+                "(scope_id, conversation_key, position, piece, start, text, words, role, epoch, asks) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(scope_id, key, row.position, row.piece, row.start, None if row.text == whole else row.text),
-                    *(count_words(row.text), ROLES.index(role), epoch(said or datetime.fromisoformat(begun))),
+                    *(
+                        count_words(row.text),
+                        ROLES.index(role),
+                        epoch(said or datetime.fromisoformat(begun)),
+                        asks(row.text),
+                    ),
                 ),
             ).lastrowid
         except sqlite3.IntegrityError:

@@ -6,14 +6,16 @@ More than 500 lines, half of them docstrings: whoever uses the library reads thi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from latent_memory import context as contexts
-from latent_memory import embedders
+from latent_memory import embedders, tuning
 from latent_memory.database import exists
 from latent_memory.dense import EXACT_LIMIT
 from latent_memory.embedders import Embedder
@@ -21,7 +23,9 @@ from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
 from latent_memory.feed import Feed
 from latent_memory.files import size_of
 from latent_memory.formats import STORE, SUMMARY_SUFFIXES, layout_of
-from latent_memory.query import Query, check_scope, checked_texts, filters_of, query_text, turns_of
+from latent_memory.passages import count_words
+from latent_memory.query import Filters, Query, check_scope, checked_texts, filters_of, period, query_text, turns_of
+from latent_memory.query import reference as reference_of
 from latent_memory.ranking import Weights
 from latent_memory.records import (
     UNKNOWN,
@@ -34,14 +38,17 @@ from latent_memory.records import (
     Stats,
     check_text,
 )
-from latent_memory.scope_index import ScopeIndex
+from latent_memory.scope_index import Found, ScopeIndex
 from latent_memory.store import Store, mismatch
 from latent_memory.summarisers import summariser_by_name
-from latent_memory.vectors import checked
+from latent_memory.times import epoch
+from latent_memory.when import When, at_event
+from latent_memory.when import told as told_time
 
 if TYPE_CHECKING:
     from latent_memory import ingest
     from latent_memory.portable import Home
+    from latent_memory.rerankers import Reranker
 
 DEFAULT_SCOPE = "default"
 
@@ -53,7 +60,8 @@ class LatentMemory:
     added, the next `recall` of another finds.
 
     Attributes:
-        weights: how much each signal counts in a hit's score.
+        weights: how much each signal counts in a hit's score; what `tune` has kept, else the defaults.
+        reranker: looks at the first hits of every recall again; None for no reranker.
     """
 
     def __init__(
@@ -61,7 +69,10 @@ class LatentMemory:
     ) -> None:
         self._store = store
         self._embedder = embedder
-        self.weights = Weights()
+        self._tuned = tuning.read(store.tuned_weights(), store.directory)
+        self.weights = self._tuned or Weights()
+        self.reranker: Reranker | None = None
+        self._rerankers: dict[str, Reranker] = {}
         self._summariser = summariser
         self._indexes: dict[int, ScopeIndex] = {}
         self._written: set[int] = set()
@@ -74,6 +85,7 @@ class LatentMemory:
         *,
         embedder: str | Embedder | None = None,
         summariser: str | ingest.Summariser | None = None,
+        reranker: str | Reranker | None = None,
         create: bool = True,
         format: str | None = None,
         autosave: bool = True,
@@ -90,6 +102,8 @@ class LatentMemory:
                 one that the memory was made with; for a new memory all-MiniLM-L6-v2.
             summariser: makes the summaries that conversations lack: any callable that takes a Conversation, or
                 "openai:MODEL". By default sentences are extracted.
+            reranker: looks at the first hits of every recall again: a name (see `rerankers.load`) or an object with
+                `name` and `score`. By default there is none.
             create: make the memory if it is not there; otherwise that is an error.
             format: what to make where the path does not say it: "sqlite" (a store, the default), "csv_json",
                 "npy_json", "hdf5" or "pickle".
@@ -128,6 +142,7 @@ class LatentMemory:
         memory = cls(store, embedder, summariser)
         memory._home = home
         try:
+            memory.reranker = memory._reranker(reranker)
             known = store.embedder()
             if embedder is not None and known is not None and known.name != embedder.name:
                 memory._adopt(embedder)
@@ -270,6 +285,10 @@ class LatentMemory:
         until: datetime | str | float | None = None,
         roles: str | Iterable[str] | None = None,
         conversation_ids: str | Iterable[str] | None = None,
+        during: str | None = None,
+        now: datetime | str | float | None = None,
+        rerank: str | Reranker | None = None,
+        rerank_among: int = 50,
     ) -> list[Hit]:
         """Find the turns that matter to a question or to a live conversation.
 
@@ -281,19 +300,29 @@ class LatentMemory:
             since, until: only turns said in this time (until is exclusive); those without a time of their own
                 count with their conversation's.
             roles, conversation_ids: only turns of these.
+            during: only turns said in this time, in words: "last March", "the week of 8 May 2023". A time that the
+                query itself tells is preferred, and no more.
+            now: what "last March" is counted from; by default the last live message's time, else the present.
+            rerank: a reranker, or the name of one (see `rerankers.load`), for this recall instead of `self.reranker`.
+            rerank_among: how many of the first hits it looks at.
 
         Returns:
             Hits, best first, each of another turn.
 
         Raises:
-            InputError: for an empty query, a `k` below 1, or a filter that is none.
+            InputError: for an empty query, a `k` below 1, a filter that is none, or an unknown reranker.
             EmbedderMismatchError: if the memory's vectors are another embedder's.
+            RerankerError: if the reranker cannot be used, or what it returns are no scores.
         """
         check_scope(scope)
         text = query_text(query)
         if not isinstance(k, int) or k < 1:
             raise InputError(f"k: {k!r} is not a number of turns; give 1 or more")
-        filters = filters_of(since, until, roles, conversation_ids)
+        reference = reference_of(now, query)
+        filters = filters_of(since, until, roles, conversation_ids, period(during, reference))
+        if not isinstance(rerank_among, int) or rerank_among < 1:
+            raise InputError(f"rerank_among: {rerank_among!r} is not a number of hits; give 1 or more")
+        reranker = self.reranker if rerank is None else self._reranker(rerank)
         scope_id = self._store.scope_id(scope)
         if scope_id is None:
             return []
@@ -302,14 +331,35 @@ class LatentMemory:
             # The first time, the model is loaded while the indexes are read.
             self.warm()
             index.refresh()
-        made = self.embedder.embed([text], query=True)
-        vector = checked(made, rows=1, dimension=self.embedder.dimension, made_by=self.embedder.name)[0]
-        found = index.search(vector, embedders.identity(self.embedder), text, k, filters, self.weights)
+        wanted = k if reranker is None else max(k, rerank_among)
+        search = partial(self._search, index, filters=filters)
+        when = told_time(text, reference) if self.weights.time else None
+        if when is not None and when.event:
+            # "Before we moved": when that was, the memory itself knows best.
+            event = self._store.passages(scope_id, [item.passage_id for item in search(when.event, 1)])
+            times = [epoch(passage.timestamp) for passage in event.values()]
+            # Of the rest, so that the move itself does not come before all that it is to date.
+            text = when.rest if count_words(when.rest) > 1 else text
+            when = at_event(when, times[0]) if times else None
+        found = search(text, wanted, when=when)
         passages = self._store.passages(scope_id, [item.passage_id for item in found])
         # Another process may have forgotten one in between.
-        return [
+        hits = [
             Hit(passages[item.passage_id], item.score, item.signals) for item in found if item.passage_id in passages
         ]
+        if reranker is None:
+            return hits
+        from latent_memory.rerankers import reordered
+
+        return reordered(reranker, text, hits, partial(self._before, scope_id), rerank_among)[:k]
+
+    def _search(
+        self, index: ScopeIndex, text: str, count: int, *, filters: Filters, when: When | None = None
+    ) -> list[Found]:
+        vectors, codes = embedders.embedded(self.embedder, [text], query=True)
+        made_by = embedders.identity(self.embedder)
+        tokens = codes[0] if codes else None
+        return index.search(vectors[0], made_by, text, count, filters, self.weights, tokens, when)
 
     def context(
         self,
@@ -322,6 +372,8 @@ class LatentMemory:
         until: datetime | str | float | None = None,
         roles: str | Iterable[str] | None = None,
         conversation_ids: str | Iterable[str] | None = None,
+        during: str | None = None,
+        now: datetime | str | float | None = None,
     ) -> Context:
         """Recall, and write what fits into a budget as a block for a prompt.
 
@@ -330,6 +382,7 @@ class LatentMemory:
             budget: the most tokens that the block may have.
             tokenizer: of the model that will read it: a callable that counts a text's tokens, or an object
                 with `encode(text)`. Without it, tokens are estimated on the safe side.
+            scope, since, until, roles, conversation_ids, during, now: as in `recall`.
 
         Returns:
             A Context; its `text` is empty if nothing was found or nothing fits.
@@ -346,15 +399,23 @@ class LatentMemory:
             until=until,
             roles=roles,
             conversation_ids=conversation_ids,
+            during=during,
+            now=now,
         )
         live = [] if isinstance(query, str) else [turn.text for turn in turns_of(query)]
         scope_id = self._store.scope_id(scope)
 
-        def before(passage: Passage) -> list[Passage]:
-            place = (passage.turn or 0) - 1
-            return self._store.turn_passages(scope_id or 0, passage.conversation_id, place, place)
+        def turns(passage: Passage, first: int, last: int) -> list[Passage]:
+            return self._store.turn_passages(scope_id or 0, passage.conversation_id, first, last)
 
-        return contexts.build(hits, budget, contexts.counter(tokenizer), live=live, before=before)
+        return contexts.build(
+            hits,
+            budget,
+            contexts.counter(tokenizer),
+            live=live,
+            before=lambda passage: turns(passage, (passage.turn or 0) - 1, (passage.turn or 0) - 1),
+            title=lambda passage: contexts.telling_title(passage.title, turns(passage, 0, contexts.OPENING_TURNS - 1)),
+        )
 
     def forget(
         self,
@@ -470,6 +531,82 @@ class LatentMemory:
         self._changed()
         return count
 
+    @property
+    def tuned(self) -> bool:
+        """Whether weights that `tune` has kept are in use."""
+        return self._tuned is not None and self.weights == self._tuned
+
+    def tune(
+        self,
+        questions: Iterable[Mapping[str, Any]] | None = None,
+        *,
+        scope: str = DEFAULT_SCOPE,
+        seconds: float = 120,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuning.TuneReport:
+        """Fit the weights to this memory, and keep them if questions that were held out are answered better.
+
+        Kept weights are in use at once, and at every later opening of this store. No language model takes part, and
+        nothing is sent anywhere, unless the embedder does so with a question.
+
+        Args:
+            questions: mappings with "question", "evidence" (a list of [conversation_id, turn]) and perhaps "scope".
+                By default what was asked in the memory's conversations, in all its scopes, and answered in the next
+                turn; these turns are taken out of the copy of the memory that is searched.
+            scope: of the questions that name none.
+            seconds: how long the search may go on; making ready comes on top.
+            progress: called with how many sets of weights were tried.
+
+        Returns:
+            What was found, and whether it was kept. With fewer than 48 questions nothing is tried.
+
+        Raises:
+            InputError: for a question that cannot be used, and for a memory that lives in a file, or is too large to
+                be copied.
+        """
+        if self._home is not None:
+            raise InputError(
+                f"{self._path}: tuned weights are kept in a store, not in a file; make one with: latent-memory convert"
+            )
+        check_scope(scope)
+        if not isinstance(seconds, int | float) or not seconds > 0:
+            raise InputError(f"seconds: {seconds!r} is no time; give more than 0")
+        from latent_memory import trial
+
+        embedder = tuning.remembering(self.embedder)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            if questions is not None:
+                source, place = "questions", self._store.directory
+                asked = tuning.given(questions, scope, partial(trial.has, self._store))
+            else:
+                source, place = "asked in the memory", Path(temporary) / "memory"
+                asked = tuning.found_in(trial.conversations(self._store))
+                if len(asked) >= tuning.LEAST_PAIRS:
+                    trial.copy_without(self._store, asked, place)
+            # Its weights change all the time, and those of this memory must not.
+            with type(self).open(place, embedder=embedder) as searched:
+
+                def rank(pair: tuning.Asked, weights: Weights) -> list[tuple[str, int]]:
+                    searched.weights = weights
+                    hits = [hit.passage for hit in searched.recall(pair.text, tuning.DEPTH, scope=pair.scope)]
+                    return [(passage.conversation_id, -1 if passage.turn is None else passage.turn) for passage in hits]
+
+                report = tuning.fit(asked, rank, self.weights, source=source, seconds=seconds, progress=progress)
+        if report.kept:
+            weights = Weights(**report.after)
+            self._store.keep_tuned_weights(tuning.written(weights))
+            self._tuned = self.weights = weights
+        return report
+
+    def reset_tuning(self) -> bool:
+        """Go back to the default weights, now and at every later opening; tell whether there were others."""
+        had = self._store.tuned_weights() is not None
+        if had:
+            self._store.keep_tuned_weights(None)
+        self._tuned = None
+        self.weights = Weights()
+        return had
+
     def save(
         self,
         path: str | Path | None = None,
@@ -539,6 +676,19 @@ class LatentMemory:
     @property
     def _path(self) -> Path:
         return self._home.path if self._home is not None else self._store.directory
+
+    def _reranker(self, given: str | Reranker | None) -> Reranker | None:
+        if not isinstance(given, str):
+            return given
+        if given not in self._rerankers:
+            from latent_memory import rerankers
+
+            self._rerankers[given] = rerankers.load(given)
+        return self._rerankers[given]
+
+    def _before(self, scope_id: int, passage: Passage) -> list[Passage]:
+        place = (passage.turn or 0) - 1
+        return self._store.turn_passages(scope_id, passage.conversation_id, place, place)
 
     def _index(self, scope_id: int) -> ScopeIndex:
         index = self._indexes.get(scope_id)

@@ -92,6 +92,16 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX deletions_by_scope ON deletions (scope_id, deletion_id);
     """,
+    # Whether a passage ends with a question, and codes of its tokens (late.py), where its embedder makes any: of
+    # what an older version has stored there are none until it is embedded again.
+    """
+    ALTER TABLE passages ADD COLUMN asks INTEGER NOT NULL DEFAULT 0;
+    UPDATE passages SET asks = 1 WHERE passage_id IN (SELECT passage_id FROM said WHERE rtrim(text) LIKE '%?');
+    CREATE TABLE tokens (
+        passage_id INTEGER PRIMARY KEY REFERENCES passages ON DELETE CASCADE,
+        codes BLOB NOT NULL
+    )
+    """,
 )
 
 

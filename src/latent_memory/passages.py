@@ -25,6 +25,10 @@ _TOKEN = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"')\]”’»]*\s+|(?<=[。！？])|\n+\s*")
 
 
+_QUESTION_END = re.compile(r"[?？؟][^\w?]*(?:[\[(][^\[\]()]*[\])]\W*)?$")
+_MOST_END = 400
+
+
 class Piece(NamedTuple):
     """A piece of a turn: where it starts (in characters), its text, and how many words it has."""
 
@@ -69,6 +73,14 @@ def pieces(text: str) -> list[Piece]:
         count += 1 + count // 20
     cuts = [stops[end - 1] if end else 0 for end in ends]
     return [Piece(a, text[a:b], count_words(text[a:b])) for a, b in pairwise(cuts)]
+
+
+def asks(text: str) -> bool:
+    """Tell whether a text ends with a question; signs, quotes and a note in brackets may follow it.
+
+    The answer comes next: what a question finds in the words of another question is not what is looked for.
+    """
+    return _QUESTION_END.search(text[-_MOST_END:]) is not None
 
 
 def sentences(text: str) -> list[str]:

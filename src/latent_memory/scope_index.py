@@ -20,6 +20,7 @@ import numpy as np
 from latent_memory.dense import EXACT_LIMIT, DenseIndex
 from latent_memory.errors import EmbedderMismatchError
 from latent_memory.feed import Feed, PassageColumns, PassageText, Watermark
+from latent_memory.late import Codes, max_similarity
 from latent_memory.lexical import LexicalIndex, words
 from latent_memory.query import Filters
 from latent_memory.ranking import Candidates, Weights, rank
@@ -27,9 +28,16 @@ from latent_memory.records import ROLES, EmbedderIdentity
 from latent_memory.store import mismatch
 from latent_memory.times import in_words
 from latent_memory.vectors import Ids, Scores, Vectors
+from latent_memory.when import When
 
 # How many candidates each signal brings; their neighbours come on top.
 CANDIDATES = 200
+# Of so many of the best candidates the tokens are compared. Half or twice as many find the same.
+_COMPARED = 256
+# So many passages' codes stay in memory: some 30 MB.
+_MOST_CODES = 20_000
+# If fewer of the candidates have codes, vectors stand in for them.
+_ENOUGH = 0.8
 # How many documents may wait in memory before they are committed to an index on disk.
 PENDING = 1_000
 # What one catching-up reads at a time: bounds the memory of a rebuild.
@@ -73,6 +81,7 @@ class ScopeIndex:
         dimension = self._embedder.dimension if self._embedder else 0
         fetch = partial(self._feed.vectors, dimension=dimension)
         self._dense = DenseIndex(dimension, self._directory / "dense.faiss", fetch, self._exact_limit)
+        self._codes: dict[int, Codes] = {}
         self._read = None if generation is None else Watermark(generation, 0, 0)
 
     # -- keeping in step ----------------------------------------------------------------------------------
@@ -262,6 +271,8 @@ class ScopeIndex:
         count: int,
         filters: Filters | None = None,
         weights: Weights | None = None,
+        codes: Codes | None = None,
+        when: When | None = None,
     ) -> list[Found]:
         """Return the best `count` turns, best first; each turn by its best passage.
 
@@ -269,6 +280,8 @@ class ScopeIndex:
             vector: the query's (d,) unit vector.
             made_by: the embedder that made it.
             text: the query's words.
+            codes: of the query's tokens, if the embedder makes any.
+            when: the time that the query tells, if it tells one.
 
         Raises:
             EmbedderMismatchError: if the passages' vectors were made by another embedder.
@@ -284,10 +297,17 @@ class ScopeIndex:
                 if self._embedder != made_by:
                     told = mismatch(self._feed.directory, self._embedder, made_by.name, made_by.dimension)
                     raise EmbedderMismatchError(told)
-                return self._search(vector, text, count, filters, weights)
+                return self._search(vector, text, count, filters, weights, codes, when)
 
     def _search(
-        self, vector: Vectors, text: str, count: int, filters: Filters | None, weights: Weights | None
+        self,
+        vector: Vectors,
+        text: str,
+        count: int,
+        filters: Filters | None,
+        weights: Weights | None,
+        codes: Codes | None,
+        when: When | None,
     ) -> list[Found]:
         table = self._table
         wanted = max(CANDIDATES, 4 * count)
@@ -308,18 +328,25 @@ class ScopeIndex:
         rows = np.flatnonzero(among[:-1])
         place = np.full(len(table) + 1, -1, np.int64)
         place[rows] = np.arange(len(rows))
-        signals = rank(
-            Candidates(
-                meaning=near.score(table.ids[rows]),
-                words=_spread(by_passage.keys, by_passage.scores, table.ids[rows]),
-                exchange=_spread(by_exchange.keys, by_exchange.scores, table.ids[rows]),
-                conversation=_spread(by_conversation.keys, by_conversation.scores, table.conversation[rows]),
-                before=place[table.before[rows]],
-                after=place[table.after[rows]],
-                length=table.words[rows],
-            ),
-            weights,
+        candidates = Candidates(
+            meaning=near.score(table.ids[rows]),
+            words=_spread(by_passage.keys, by_passage.scores, table.ids[rows]),
+            exchange=_spread(by_exchange.keys, by_exchange.scores, table.ids[rows]),
+            conversation=_spread(by_conversation.keys, by_conversation.scores, table.conversation[rows]),
+            before=place[table.before[rows]],
+            after=place[table.after[rows]],
+            length=table.words[rows],
+            key=table.conversation[rows],
+            asks=table.asks[rows] > 0,
+            time=None if when is None else when.fit(table.epoch[rows], table.epoch),
+            said_at=table.epoch[rows] if when is not None and when.newest else None,
         )
+        signals = rank(candidates, weights)
+        if codes is not None and (weights is None or weights.tokens):
+            first = np.argsort(-np.sum(list(signals.values()), axis=0), kind="stable")[: max(_COMPARED, 2 * count)]
+            tokens = self._compared(codes, table.ids[rows], first)
+            if tokens is not None:
+                signals = rank(candidates._replace(tokens=tokens), weights)
         score = np.sum(list(signals.values()), axis=0)
         # Newer first where scores are equal.
         order = np.lexsort((-table.ids[rows], -score))
@@ -338,6 +365,24 @@ class ScopeIndex:
                 break
         return found
 
+    def _compared(self, query: Codes, ids: Ids, places: Ids) -> Scores | None:
+        """Return the similarity of tokens for passages at these places, NaN for the others; None if few have any."""
+        wanted = ids[places].tolist()
+        missing = [i for i in wanted if i not in self._codes]
+        if missing:
+            if len(self._codes) > _MOST_CODES:
+                self._codes.clear()
+            self._codes.update(self._feed.codes(missing))
+        usable = [i in self._codes and self._codes[i].shape[1] == query.shape[1] for i in wanted]
+        if np.mean(usable) < _ENOUGH:
+            return None
+        scores = np.full(len(ids), np.nan, np.float32)
+        known = places[usable]
+        scores[known] = max_similarity(query, [self._codes[i] for i in ids[known].tolist()])
+        # Of what was stored by an older version, nothing is known: neither better nor worse than others.
+        scores[places[~np.array(usable)]] = np.median(scores[known])
+        return scores
+
     def _allowed(self, filters: Filters) -> Ids:
         """Return the ids, ascending, of the passages that the filters admit."""
         table = self._table
@@ -346,6 +391,8 @@ class ScopeIndex:
             admitted &= table.epoch >= filters.since
         if filters.until is not None:
             admitted &= table.epoch < filters.until
+        if filters.during is not None:
+            admitted &= filters.during.within(table.epoch)
         if filters.roles is not None:
             admitted &= np.isin(table.role, [ROLES.index(role) for role in filters.roles])
         if filters.conversation_ids is not None:
@@ -358,7 +405,7 @@ class _Table:
     """The scope's passages as columns, in the order of their ids, with links to the neighbours' rows."""
 
     def __init__(self) -> None:
-        self.ids = self.conversation = self.position = self.piece = self.words = self.role = _NOTHING
+        self.ids = self.conversation = self.position = self.piece = self.words = self.role = self.asks = _NOTHING
         self.epoch = np.zeros(0, np.float64)
         self.before = self.after = _NOTHING
 
@@ -377,10 +424,10 @@ class _Table:
             self._set([np.concatenate([old, more]) for old, more in zip(self._columns(), new, strict=True)])
 
     def _columns(self) -> tuple[np.ndarray[Any, Any], ...]:
-        return self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.epoch
+        return self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.asks, self.epoch
 
     def _set(self, columns: list[np.ndarray[Any, Any]]) -> None:
-        self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.epoch = columns
+        self.ids, self.conversation, self.position, self.piece, self.words, self.role, self.asks, self.epoch = columns
 
     def link(self) -> None:
         """Find each row's neighbours anew."""

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from latent_memory.database import Database
+from latent_memory.database import FILE_NAME, Database
 from latent_memory.errors import EmbedderMismatchError, StoreError
+from latent_memory.late import Codes, codes_of, codes_to_bytes
 from latent_memory.records import ROLES, Conversation, ConversationInfo, EmbedderIdentity, Passage, Turn
 from latent_memory.times import epoch
 from latent_memory.vectors import STORED, Vectors, from_bytes, to_bytes
@@ -30,7 +31,10 @@ SUMMARY = -1
 
 @dataclass(frozen=True, slots=True)
 class NewPassage:
-    """A passage to be written, with its vector (d,); `text` is None where it is the whole turn."""
+    """A passage to be written, with its vector (d,); `text` is None where it is the whole turn.
+
+    `asks` tells whether it ends with a question; `codes` are its tokens' (t, c), None where its embedder makes none.
+    """
 
     position: int
     piece: int
@@ -40,6 +44,8 @@ class NewPassage:
     role: str
     epoch: float
     vector: Vectors
+    asks: bool = False
+    codes: Codes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,11 @@ class Store:
     def close(self) -> None:
         """Close it; it cannot be used afterwards."""
         self.database.close()
+
+    def copy_to(self, directory: Path) -> None:
+        """Write a copy of it, as it is now, to a directory that is not there yet; indexes are not copied."""
+        directory.mkdir()
+        self.database.rows("VACUUM INTO ?", str(directory / FILE_NAME))
 
     # -- what people read ---------------------------------------------------------------------------------
 
@@ -186,6 +197,21 @@ class Store:
         with self.database.writing() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('embedder', ?)", (json.dumps(identity),))
 
+    # -- tuned weights ------------------------------------------------------------------------------------
+
+    def tuned_weights(self) -> object:
+        """Return what `keep_tuned_weights` was given last (see tuning.py); None if there is nothing."""
+        row = self.database.row("SELECT value FROM meta WHERE key = 'weights'")
+        return row[0] if row else None
+
+    def keep_tuned_weights(self, written: str | None) -> None:
+        """Keep weights for every later opening, as a text; None to keep none."""
+        with self.database.writing() as connection:
+            if written is None:
+                connection.execute("DELETE FROM meta WHERE key = 'weights'")
+            else:
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('weights', ?)", (written,))
+
     def _claim(self, connection: sqlite3.Connection, identity: EmbedderIdentity) -> None:
         """Inside a write: record the embedder on the first write, refuse another one ever after."""
         found = self.embedder()
@@ -279,12 +305,18 @@ class Store:
         with self.database.writing() as connection:
             row = connection.execute("SELECT value FROM meta WHERE key = 'reembedding'").fetchone()
             if not row or row[0] != wanted:
-                connection.execute("DROP TABLE IF EXISTS new_vectors")
+                for table in ("new_vectors", "new_tokens"):
+                    connection.execute(f"DROP TABLE IF EXISTS {table}")
                 connection.execute(
                     "CREATE TABLE new_vectors (passage_id INTEGER PRIMARY KEY REFERENCES passages ON DELETE CASCADE, "
                     "vector BLOB NOT NULL)"
                 )
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('reembedding', ?)", (wanted,))
+            # One that an older version has begun has none.
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS new_tokens (passage_id INTEGER PRIMARY KEY REFERENCES passages "
+                "ON DELETE CASCADE, codes BLOB NOT NULL)"
+            )
             made, of = (
                 connection.execute(f"SELECT count(passage_id) FROM {table}").fetchone()[0]
                 for table in ("new_vectors", "passages")
@@ -301,8 +333,10 @@ class Store:
             limit,
         )
 
-    def keep_reembedded(self, identity: EmbedderIdentity, passage_ids: Sequence[int], vectors: Vectors) -> None:
-        """Keep new vectors (n, d) of those passages that still exist.
+    def keep_reembedded(
+        self, identity: EmbedderIdentity, passage_ids: Sequence[int], vectors: Vectors, codes: Sequence[Codes] = ()
+    ) -> None:
+        """Keep new vectors (n, d), and n codes if there are any, of those passages that still exist.
 
         Raises:
             StoreError: if another process has begun to re-embed with another embedder, or has finished.
@@ -312,6 +346,10 @@ class Store:
             connection.executemany(
                 "INSERT OR REPLACE INTO new_vectors SELECT passage_id, ? FROM passages WHERE passage_id = ?",
                 ((to_bytes(vector), i) for i, vector in zip(passage_ids, vectors, strict=True)),
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO new_tokens SELECT passage_id, ? FROM passages WHERE passage_id = ?",
+                ((codes_to_bytes(code), i) for i, code in zip(passage_ids, codes, strict=False)),
             )
 
     def finish_reembedding(self, identity: EmbedderIdentity) -> int | None:
@@ -327,8 +365,9 @@ class Store:
             _still_reembedding(connection, identity)
             if self.not_reembedded(0, 1):
                 return None
-            connection.execute("DROP TABLE vectors")
-            connection.execute("ALTER TABLE new_vectors RENAME TO vectors")
+            for table in ("vectors", "tokens"):
+                connection.execute(f"DROP TABLE {table}")
+                connection.execute(f"ALTER TABLE new_{table} RENAME TO {table}")
             connection.execute("DELETE FROM meta WHERE key = 'reembedding'")
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('embedder', ?)", (json.dumps(identity),))
             # Tells every index, in every process, to begin anew.
@@ -410,11 +449,13 @@ def _write_one(connection: sqlite3.Connection, scope_id: int, change: Change) ->
         )
     for p in sorted([*change.passages, *reissued], key=lambda p: (p.position, p.piece)):
         cursor = connection.execute(
-            "INSERT INTO passages (scope_id, conversation_key, position, piece, start, text, words, role, epoch) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (scope_id, key, p.position, p.piece, p.start, p.text, p.words, ROLES.index(p.role), p.epoch),
+            "INSERT INTO passages (scope_id, conversation_key, position, piece, start, text, words, role, epoch, asks) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (scope_id, key, p.position, p.piece, p.start, p.text, p.words, ROLES.index(p.role), p.epoch, p.asks),
         )
         connection.execute("INSERT INTO vectors VALUES (?, ?)", (cursor.lastrowid, to_bytes(p.vector)))
+        if p.codes is not None:
+            connection.execute("INSERT INTO tokens VALUES (?, ?)", (cursor.lastrowid, codes_to_bytes(p.codes)))
     return True
 
 
@@ -422,14 +463,15 @@ def _taken(connection: sqlite3.Connection, key: int, positions: dict[int, float 
     """Return stored passages as new ones, with their vectors, and with a new time where one is given."""
     taken: list[NewPassage] = []
     for position, new_epoch in positions.items():
-        for _, piece, start, text, words, role, old_epoch, vector in connection.execute(
-            "SELECT position, piece, start, text, words, role, epoch, vector "
-            "FROM passages JOIN vectors USING (passage_id) WHERE conversation_key = ? AND position = ?",
+        for piece, start, text, words, role, old_epoch, asks, vector, codes in connection.execute(
+            "SELECT piece, start, text, words, role, epoch, asks, vector, codes FROM passages JOIN vectors "
+            "USING (passage_id) LEFT JOIN tokens USING (passage_id) WHERE conversation_key = ? AND position = ?",
             (key, position),
         ):
             begun = old_epoch if new_epoch is None else new_epoch
             kept = np.frombuffer(vector, dtype=STORED)
-            taken.append(NewPassage(position, piece, start, text, words, ROLES[role], begun, kept))
+            tokens = None if codes is None else codes_of(codes)
+            taken.append(NewPassage(position, piece, start, text, words, ROLES[role], begun, kept, bool(asks), tokens))
     return taken
 
 

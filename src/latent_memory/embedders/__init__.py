@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from latent_memory.embedders.base import Embedder, identity
+from latent_memory.embedders.base import Embedder, embedded, identity
 from latent_memory.errors import InputError
 
 DEFAULT = "minilm"
 # Kinds that send texts to a server, or load a model that the name says: not to be used because a file says so.
 FROM_OUTSIDE = ("openai", "sentence-transformers")
 
-__all__ = ["DEFAULT", "FROM_OUTSIDE", "Embedder", "identity", "load"]
+__all__ = ["DEFAULT", "FROM_OUTSIDE", "Embedder", "embedded", "identity", "load"]
 
 
 def load(name: str = DEFAULT) -> Embedder:

