@@ -18,7 +18,7 @@ from typing import Any
 import platformdirs
 import pytest
 
-from latent_memory import Conversation, LatentMemory, Turn
+from latent_memory import Conversation, LatentMemory, Turn, output
 from latent_memory.embedders.hashing import HashingEmbedder
 from latent_memory.errors import EmbedderUnavailableError
 
@@ -27,7 +27,8 @@ Cli = Callable[..., CompletedProcess[str]]
 EXAMPLES = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
 
 PASSAGE_KEYS = ["conversation_id", "end", "name", "role", "scope", "start", "text", "timestamp", "title", "turn"]
-SIGNALS = ["conversation", "exchange", "meaning", "neighbours", "words"]
+# Of a query that tells no time, and without a reranker.
+SIGNALS = sorted({*output.SIGNALS} - {"time", "reranker"})
 
 TRIP = {
     "conversation_id": "trip",
@@ -209,8 +210,9 @@ def test_recall_prints_hits_best_first(cli: Cli, filled: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     first, where, signals, *_ = result.stdout.splitlines()
     assert first.startswith(" 1  ")
-    assert "Ana: When does our flight to Osaka leave?" in first
-    assert "A trip to Osaka · trip · turn 0 · 2025-03-01 09:00" in where
+    # What answers, before what asks.
+    assert "Bot: The flight to Osaka leaves on 3 May at noon." in first
+    assert "A trip to Osaka · trip · turn 1 · 2025-03-01 09:00" in where
     assert "meaning" in signals
     assert "words" in signals
 
@@ -226,15 +228,40 @@ def test_recall_json(cli: Cli, filled: Path) -> None:
     assert best == {
         "scope": "default",
         "conversation_id": "trip",
-        "turn": 0,
-        "role": "user",
-        "name": "Ana",
-        "text": "When does our flight to Osaka leave?",
+        "turn": 1,
+        "role": "assistant",
+        "name": "Bot",
+        "text": "The flight to Osaka leaves on 3 May at noon.",
         "timestamp": "2025-03-01T09:00:00+01:00",
         "title": "A trip to Osaka",
         "start": 0,
-        "end": 36,
+        "end": 44,
     }
+
+
+def test_recall_explains_each_score(cli: Cli, filled: Path) -> None:
+    query = "what was said in March 2025 about the flight to Osaka?"
+    hits = parsed(cli("recall", query, "--json", "--store", filled))
+    result = cli("recall", query, "--explain", "--store", filled)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    # The text and its place, a row a signal, and the score.
+    starts = [i for i, line in enumerate(lines) if not line.startswith(" " * 10)]
+    assert len(starts) == len(hits)
+    help_told = cli("recall", "--help").stdout
+    for hit, start in zip(hits, starts, strict=True):
+        rows = [line.split() for line in lines[start + 2 : start + 3 + len(hit["signals"])]]
+        assert [row[0] for row in rows] == [*hit["signals"], "score"]
+        told = [*hit["signals"].values(), hit["score"]]
+        assert [float(row[1]) for row in rows] == pytest.approx(told, abs=0.006)
+        assert not any(row[1].startswith("-0.00") for row in rows)
+        assert [int(row[2].rstrip("%")) for row in rows] == pytest.approx([100 * x / hit["score"] for x in told], abs=1)
+        assert len({len(line) for line in lines[start + 2 : start + 3 + len(hit["signals"])]}) == 1
+        # Each is explained, where whoever asks for the table looks next.
+        for name in hit["signals"]:
+            assert f"\n    {name} " in help_told
+    assert "time" in hits[0]["signals"]
+    assert max(map(len, (line for line in lines if line.startswith(" " * 10) and "·" not in line))) < 40
 
 
 @pytest.mark.parametrize("option", ["-k", "--limit"])
@@ -285,6 +312,7 @@ def test_a_query_from_standard_input(cli: Cli, filled: Path, command: str) -> No
         (["--until", "2025-03-15"], {("trip", 0), ("trip", 1), ("trip", 2)}),
         (["--since", "2025-03-01T08:00:00Z", "--until", "2025-03-05T08:00:00Z"], {("trip", 0), ("trip", 1)}),
         (["--since", "2025-03-05T09:00:00+01:00", "--until", "2025-03-06"], {("trip", 2)}),
+        (["--during", "the week of 3 March 2025"], {("trip", 2)}),
         (["--role", "assistant"], {("trip", 1), ("cat", 1)}),
         (["--role", "assistant", "--role", "user", "--conversation", "cat"], {("cat", 0), ("cat", 1)}),
         (["--conversation", "cat"], {("cat", 0), ("cat", 1)}),
@@ -477,6 +505,7 @@ def test_stats_json(cli: Cli, filled: Path) -> None:
         "last": "2025-04-01T10:00:00",
         "embedder": "hashing",
         "dimension": 256,
+        "tuned": None,
     }
 
 
@@ -558,7 +587,7 @@ def test_reembed_with_the_real_embedder_and_back(cli: Cli, filled: Path) -> None
     assert hits[0]["conversation_id"] == "cat"
     told = parsed(cli("reembed", "--embedder", "hashing", "--store", filled, "--json"))
     assert told == {"passages": 5, "embedder": "hashing"}
-    assert parsed(cli("recall", "flight Osaka leave", "--store", filled, "--json"))[0]["turn"] == 0
+    assert parsed(cli("recall", "flight Osaka leave", "--store", filled, "--json"))[0]["turn"] == 1
 
 
 # -- scopes are walls ---------------------------------------------------------------------------------------
@@ -656,7 +685,7 @@ def test_a_demo_that_cannot_be_kept(cli: Cli, file: Path) -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     result = cli("--help")
     assert result.returncode == 0
-    for command in ("add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "demo"):
+    for command in ("add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "tune", "demo"):
         assert f" {command} " in result.stdout
         told = cli(command, "--help")
         assert told.returncode == 0
@@ -681,6 +710,9 @@ def test_help_names_every_command(cli: Cli) -> None:
         ["list", "-n", "0"],
         ["list", "--offset", "-1"],
         ["show", "a", "--turn", "-1"],
+        ["recall", "a", "--rerank-among", "0"],
+        ["tune", "--seconds", "0"],
+        ["tune", "a"],
     ],
     ids=" ".join,
 )
@@ -841,7 +873,7 @@ def test_the_console_script(script: str, filled: Path) -> None:
 
     found = run("recall", "-", "--json", stdin=b"flight Osaka leave")
     assert (found.returncode, found.stderr) == (0, b"")
-    assert json.loads(found.stdout)[0]["turn"] == 0
+    assert json.loads(found.stdout)[0]["turn"] == 1
     assert run("recall", "flight", "--scope", "ben").returncode == 1
     bad = run("add", "-", stdin=b"{oops")
     assert (bad.returncode, bad.stdout) == (2, b"")

@@ -92,7 +92,7 @@ def test_every_command_and_option_is_documented() -> None:
     ).stdout
     commands = set(re.findall(r"^  ([a-z]+) ", told.partition("Commands:")[2], re.MULTILINE))
     assert commands == {
-        *("add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "convert", "demo")
+        *("add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "tune", "convert", "demo")
     }
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command in commands:

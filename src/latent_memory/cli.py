@@ -1,12 +1,15 @@
 """The command line: `latent-memory`. A thin door to `LatentMemory`.
 
 Exit codes: 0 found or done, 1 nothing found, 2 bad use, bad input, or a store that cannot be used, 130 interrupted.
+
+More than 500 lines: all commands with the help of their options, one after the other, and no work of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -23,8 +26,10 @@ import click
 from latent_memory import __version__
 from latent_memory.errors import InputError, LatentMemoryError
 from latent_memory.output import (
+    SIGNALS,
     context_json,
     conversation_json,
+    counter,
     handled,
     harmless,
     hit_json,
@@ -37,6 +42,8 @@ from latent_memory.output import (
     say_hits,
     say_json,
     say_list,
+    say_tuning,
+    tuning_json,
 )
 from latent_memory.records import AddReport
 
@@ -158,9 +165,27 @@ _FORMAT = click.option(
     metavar="NAME",
     help="What to make where the path does not say it: csv_json, npy_json, hdf5, pickle or sqlite (a store).",
 )
+_RERANK = (
+    click.option(
+        "--rerank",
+        metavar="NAME",
+        help="Let a model look at the first turns again: sentence-transformers:MODEL, onnx:DIRECTORY or openai:MODEL "
+        "(which sends them to OPENAI_BASE_URL).",
+    ),
+    click.option(
+        "--rerank-among",
+        "among",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=50,
+        show_default=True,
+        help="How many turns it looks at.",
+    ),
+)
 _FILTERS = (
     click.option("--since", metavar="TIME", help="Only turns said then or later (ISO 8601)."),
     click.option("--until", metavar="TIME", help="Only turns said before then (ISO 8601)."),
+    click.option("--during", metavar="TIME", help='Only turns said in this time, in words: "last March", "May 2023".'),
     click.option("--role", "roles", multiple=True, help="Only turns of this role; repeatable."),
     click.option("--conversation", "conversations", metavar="ID", multiple=True, help="Only this one; repeatable."),
 )
@@ -297,25 +322,43 @@ def add(
     _leave(found=bool(found))
 
 
-@app.command(short_help="Find the turns that matter to a question.")
+def _signals() -> str:
+    """Return what the signals are, for a help; the mark before it keeps its lines from being joined."""
+    wide = max(map(len, SIGNALS))
+    return "\n".join(
+        ["\b", "Signals, of which a score is the sum:", *(f"  {n:<{wide}}  {SIGNALS[n]}" for n in SIGNALS)]
+    )
+
+
+@app.command(short_help="Find the turns that matter to a question.", epilog=f"{_signals()}\n\n{_MORE}")
 @click.argument("query")
 @click.option(
     "-k", "--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many turns at most."
 )
-@_options(_STORE, _SCOPE, *_FILTERS, _EMBEDDER, _JSON)
+@click.option("--explain", is_flag=True, help="Print a table of each turn's signals.")
+@_options(_STORE, _SCOPE, *_FILTERS, *_RERANK, _EMBEDDER, _JSON)
 def recall(
-    query: str, limit: int, store: Path | None, scope: str, embedder: str | None, as_json: bool, **given: Any
+    query: str,
+    limit: int,
+    explain: bool,
+    store: Path | None,
+    scope: str,
+    embedder: str | None,
+    rerank: str | None,
+    among: int,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Find the turns that matter to QUERY, best first, with the signals that made each score.
 
     QUERY - is read from standard input.
     """
     with _open(store, embedder, warm=True) as memory:
-        hits = memory.recall(_query(query), limit, scope=scope, **_filters(**given))
+        hits = memory.recall(_query(query), limit, scope=scope, **_filters(**given), rerank=rerank, rerank_among=among)
     if as_json:
         say_json([hit_json(hit) for hit in hits])
     else:
-        say_hits(hits)
+        say_hits(hits, explain=explain)
         if not hits:
             print(f"nothing found in scope {scope!r}", file=sys.stderr)
     _leave(found=bool(hits))
@@ -330,12 +373,19 @@ def recall(
     show_default=True,
     help="The most tokens that the block may have (estimated).",
 )
-@_options(_STORE, _SCOPE, *_FILTERS, _EMBEDDER, _JSON)
+@_options(_STORE, _SCOPE, *_FILTERS, _RERANK[0], _EMBEDDER, _JSON)
 def context(
-    query: str, budget: int, store: Path | None, scope: str, embedder: str | None, as_json: bool, **given: Any
+    query: str,
+    budget: int,
+    store: Path | None,
+    scope: str,
+    embedder: str | None,
+    rerank: str | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Print the block of text that a prompt gets for QUERY; - reads it from standard input."""
-    with _open(store, embedder, warm=True) as memory:
+    with _open(store, embedder, warm=True, reranker=rerank) as memory:
         block = memory.context(_query(query), budget, scope=scope, **_filters(**given))
     if as_json:
         say_json(context_json(block))
@@ -419,12 +469,15 @@ def stats(store: Path | None, scope: str | None, as_json: bool) -> None:
     """Tell where the memory is, and how much it holds."""
     with _open(store) as memory:
         found = memory.stats(scope=scope)
+        tuned = memory.weights._asdict() if memory.tuned else None
     told: dict[str, Any] = {"store": str(_place(store))} | asdict(found)
-    told |= {"first": iso(found.first), "last": iso(found.last)}
+    told |= {"first": iso(found.first), "last": iso(found.last), "tuned": tuned}
     if as_json:
         return say_json(told)
     for name, value in told.items():
-        shown = f"{value:,}" if isinstance(value, int) else value or ""
+        if isinstance(value, dict):
+            value = ", ".join(f"{signal} {weight:.4g}" for signal, weight in value.items())
+        shown = f"{value:,}" if isinstance(value, int) else value or ("no" if name == "tuned" else "")
         say(f"{name:<14} {shown}".rstrip())
     return None
 
@@ -467,6 +520,61 @@ def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
         say_json({"passages": count, "embedder": embedder})
     else:
         say(f"{many(count, 'passage')} embedded with {embedder}")
+
+
+@app.command(short_help="Fit the weights of the signals to this memory.")
+@click.option(
+    "--questions",
+    metavar="FILE",
+    help='JSON Lines: {"question": "…", "evidence": [["CONVERSATION", TURN]], "scope": "…"}; - is standard input. '
+    "Default: what was asked in the memory, and answered in the next turn.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), default=120, show_default=True, help="How long to search."
+)
+@click.option("--reset", is_flag=True, help="Go back to the default weights.")
+@_options(_STORE)
+@click.option(
+    "--scope",
+    envvar=SCOPE_VARIABLE,
+    default="default",
+    show_default=True,
+    help="Of questions that name none. Without --questions all scopes are looked through.",
+)
+@_options(_EMBEDDER, _JSON)
+def tune(
+    questions: str | None,
+    seconds: float,
+    reset: bool,
+    store: Path | None,
+    scope: str,
+    embedder: str | None,
+    as_json: bool,
+) -> None:
+    """Fit the weights of the signals to this memory; they are kept only if they answer better.
+
+    One half of the questions is fitted to; the other half, of other conversations, decides. Nothing is sent anywhere,
+    and without a gain nothing is changed.
+    """
+    if reset and questions is not None:
+        raise click.UsageError("--reset: goes without --questions")
+    asked = None if questions is None else _questions(questions)
+    with (
+        _telling_if_stopped(lambda: "the weights are as they were"),
+        _open(store, embedder) as memory,
+    ):
+        if reset:
+            had = memory.reset_tuning()
+            if as_json:
+                return say_json({"reset": had})
+            return say("the default weights are in use again" if had else "the default weights were in use")
+        with counter("tuning", "set of weights") as at:
+            report = memory.tune(asked, scope=scope, seconds=seconds, progress=at)
+    if as_json:
+        say_json(tuning_json(report))
+    else:
+        say_tuning(report)
+    return _leave(found=report.held_out is not None)
 
 
 @app.command(short_help="Write a memory in another format, or its summaries.")
@@ -583,6 +691,7 @@ def _open(
     *,
     create: bool = False,
     summariser: str | None = None,
+    reranker: str | None = None,
     warm: bool = False,
     layout: str | None = None,
     on_bad: Callable[[InputError], None] | None = None,
@@ -599,7 +708,13 @@ def _open(
             added = f"{PROGRAM} add {shlex.quote(str(place))}"
             raise InputError(f"{place}: is a file, and no memory; add it to one with: {added}")
     with LatentMemory.open(
-        place, embedder=embedder, create=create, summariser=summariser, format=layout, on_bad=on_bad
+        place,
+        embedder=embedder,
+        create=create,
+        summariser=summariser,
+        reranker=reranker,
+        format=layout,
+        on_bad=on_bad,
     ) as memory:
         for note in memory.notes:
             _note(note)
@@ -637,9 +752,10 @@ def _telling_if_stopped(so_far: Callable[[], str]) -> Iterator[None]:
 
 
 def _filters(
-    *, since: str | None, until: str | None, roles: Sequence[str], conversations: Sequence[str]
+    *, since: str | None, until: str | None, during: str | None, roles: Sequence[str], conversations: Sequence[str]
 ) -> dict[str, Any]:
-    return {"since": since, "until": until, "roles": roles or None, "conversation_ids": conversations or None}
+    period = {"since": since, "until": until, "during": during}
+    return {**period, "roles": roles or None, "conversation_ids": conversations or None}
 
 
 def _columns(told: Sequence[str]) -> dict[str, str]:
@@ -647,6 +763,27 @@ def _columns(told: Sequence[str]) -> dict[str, str]:
     if bad := next((field for field, equals, _ in split if not equals), None):
         raise click.UsageError(f"--column {bad}: FIELD=NAME was expected, as in summary=text")
     return {field: name for field, _, name in split}
+
+
+def _questions(name: str) -> list[Any]:
+    """Return the questions of a file of JSON Lines, or of standard input; what they hold is checked elsewhere."""
+    from latent_memory import inputs
+
+    questions: list[Any] = []
+    try:
+        told = inputs.standard_input().read() if name == "-" else Path(name).expanduser().read_bytes()
+        lines = told.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 (byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {name[:80]}: {getattr(error, 'strerror', None) or error}") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                questions.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{name}, line {number}: not JSON ({error})") from None
+    return questions
 
 
 def _query(query: str) -> str:

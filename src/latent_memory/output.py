@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from latent_memory.records import AddReport, Context, Conversation, ConversationInfo, Hit, Passage
+
+if TYPE_CHECKING:
+    from latent_memory.tuning import Half, TuneReport
 
 
 @contextmanager
@@ -66,19 +69,88 @@ def harmless(text: str, stream: Any) -> str:
     return "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
-def say_hits(hits: Iterable[Hit]) -> None:
-    """Print hits for people, best first, each with its place and its signals."""
+# What each signal tells of a turn, in as many words as a line has room for.
+SIGNALS = {
+    "meaning": "how near it is to the question in meaning",
+    "words": "the question's words in it",
+    "exchange": "the question's words in it and the turn before it",
+    "tokens": "for each token of the question, the nearest of its own",
+    "neighbours": "what the turns before and after it have of these",
+    "answer": "what a question has that it answers",
+    "conversation": "the question's words in its conversation",
+    "companion": "the best turn of its conversation",
+    "asking": "taken off, because it asks and does not tell",
+    "time": "how well it fits the time that the question tells",
+    "reranker": "what the model named with --rerank says of it",
+}
+
+
+def say_hits(hits: Iterable[Hit], *, explain: bool = False) -> None:
+    """Print hits for people, best first, each with its place and its signals; as a table, to `explain` the score."""
     for rank, hit in enumerate(hits, start=1):
         passage = hit.passage
         where = "summary" if passage.turn is None else f"turn {passage.turn}"
         who = passage.name or passage.role or "summary"
         told = " ".join(passage.text.split())
-        signals = "  ".join(f"{name} {value:.2f}" for name, value in hit.signals.items() if value >= 0.005)
+        signals = (
+            _table_of(hit)
+            if explain
+            else "  ".join(f"{name} {value:.2f}" for name, value in hit.signals.items() if abs(value) >= 0.005)
+        )
         say(
             f"{rank:>2}  {hit.score:.2f}  {who}: {_cut(told, 300)}\n"
             f"          {_cut(passage.title, 60)} · {passage.conversation_id} · {where} · {minute(passage.timestamp)}\n"
             f"          {signals}"
         )
+
+
+def _table_of(hit: Hit) -> str:
+    """Return a hit's signals, a row each, with their sum, and the share that each has of it."""
+    wide = max(map(len, [*hit.signals, "score"]))
+    # What rounds to nothing has no sign.
+    rows = [
+        (name, value if abs(value) >= 0.005 else 0.0) for name, value in [*hit.signals.items(), ("score", hit.score)]
+    ]
+    shares = [f"{value / hit.score:>5.0%}" if hit.score > 0 else "" for _, value in rows]
+    return f"\n{' ' * 10}".join(
+        f"{name:<{wide}}  {value:>6.2f}  {share}".rstrip() for (name, value), share in zip(rows, shares, strict=True)
+    )
+
+
+def say_tuning(report: TuneReport) -> None:
+    """Print what one `tune` came to: both halves before and after, the weights, and whether they were kept."""
+    if report.fitted and report.held_out:
+        say(f"{'':<12} {'questions':>9}  {'reciprocal rank':>16}  {'found in 10':>16}")
+        for name, half in (("fitted to", report.fitted), ("held out", report.held_out)):
+            ranks = f"{half.before.reciprocal_rank:.3f} -> {half.after.reciprocal_rank:.3f}"
+            found = f"{half.before.found:.1%} -> {half.after.found:.1%}"
+            say(f"{name:<12} {half.questions:>9,}  {ranks:>16}  {found:>16}")
+        say("")
+        wide = max(map(len, report.before))
+        for name, old in report.before.items():
+            new = report.after[name]
+            say(f"{name:<{wide}}  {old:>7.2f}{f' -> {new:.2f}' if new != old else ''}")
+        say("")
+    say(f"{'kept' if report.kept else 'not kept; the weights stay as they were'}: {report.reason}")
+
+
+def tuning_json(report: TuneReport) -> dict[str, Any]:
+    """Return what one `tune` came to, as docs/cli.md describes it."""
+
+    def told(half: Half | None) -> dict[str, Any] | None:
+        if half is None:
+            return None
+        return {
+            "questions": half.questions,
+            "before": half.before._asdict(),
+            "after": half.after._asdict(),
+        }
+
+    return {
+        **{name: getattr(report, name) for name in ("kept", "reason", "source", "questions", "tried")},
+        **{"fitted": told(report.fitted), "held_out": told(report.held_out)},
+        **{"before": dict(report.before), "after": dict(report.after)},
+    }
 
 
 def say_list(page: Iterable[ConversationInfo]) -> None:
