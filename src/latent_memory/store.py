@@ -3,7 +3,8 @@
 What a method has committed survives a killed process and a power cut; a conversation lands whole or not at all.
 Many processes may have one store open: writers queue for the write lock, readers never wait.
 
-Knows nothing about models, ranking or indexes; those read through feed.py.
+Knows nothing about models, ranking or indexes; those read through feed.py. More than 500 lines: whatever writes to the
+schema stands here, so that it can be checked in one piece.
 """
 
 from __future__ import annotations

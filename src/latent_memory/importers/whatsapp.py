@@ -28,6 +28,8 @@ Source: WhatsApp documents nothing. The forms are those that Pustur/whatsapp-cha
 wordings are those that public parsers list: mlomb/chat-analytics (pipeline/parse/parsers/WhatsApp.ts),
 starkdmi/whats_json (lib/src/patterns.dart, and its README for Arabic dates), JaydenCJ/chatcarve
 (src/chatcarve/system.py and media.py) and matteogilioli/wa-chat-viewer (test/formats.test.mjs).
+
+More than 500 lines: half of them are wordings of many languages.
 """
 
 from __future__ import annotations
