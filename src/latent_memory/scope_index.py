@@ -32,7 +32,7 @@ from latent_memory.when import When
 
 # How many candidates each signal brings; their neighbours come on top.
 CANDIDATES = 200
-# Of so many of the best candidates the tokens are compared. Half or twice as many find the same.
+# Of so many of the best candidates the tokens are compared. 128 or 400 find about the same.
 _COMPARED = 256
 # So many passages' codes stay in memory: some 30 MB.
 _MOST_CODES = 20_000
