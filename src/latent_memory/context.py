@@ -12,6 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from operator import index
 from typing import Any
 
@@ -91,28 +92,31 @@ def build(
         return [[passage]]
 
     room = budget - count(OPENING + CLOSING)
-    missed: list[Passage] = []
+    missed: list[Hit] = []
+    brought: dict[tuple[str, int, int], Hit] = {}
     for hit in hits:
         for group in groups(hit.passage) if room >= _CRUMB else ():
             if (cost := price(group)) <= room:
                 block.add(group)
+                brought |= {_place(passage): hit for passage in group}
                 room -= cost
                 break
         else:
-            missed.append(hit.passage)
+            missed.append(hit)
     # Tokens of parts need not add up to the tokens of the whole, so the whole is counted; the last to come goes.
     while block.groups and (tokens := count(block.text())) > budget:
-        missed.insert(0, block.groups[-1][-1])
+        missed.insert(0, brought[_place(block.groups[-1][-1])])
         block.drop()
     if not block.groups:
         return Context("", (), 0, budget, len(hits))
     tries = _TRIES
-    for passage in missed:
+    for hit in missed:
         if not tries or budget - tokens < _CRUMB:
             break
-        for group in groups(passage):
+        for group in groups(hit.passage):
             if tries and price(group) <= budget - tokens:
                 block.add(group)
+                brought |= {_place(passage): hit for passage in group}
                 now = count(block.text())
                 if now <= budget:
                     tokens = now
@@ -120,7 +124,8 @@ def build(
                 block.drop()
                 tries -= 1
     shown = block.ordered()
-    return Context(block.text(), tuple(shown), tokens, budget, _left_out(hits, shown))
+    relevance = tuple(brought[_place(passage)].score for passage in shown)
+    return Context(block.text(), tuple(shown), tokens, budget, _left_out(hits, shown), relevance)
 
 
 def telling_title(title: str, opening: Iterable[Passage]) -> str:
@@ -191,10 +196,10 @@ class _Block:
             if passage.conversation_id not in headed:
                 parts.append(self._heading(passage))
             elif day not in dated:
-                parts.append(_date(passage))
+                parts.append(day_heading(passage.timestamp))
             headed.add(passage.conversation_id)
             dated.add(day)
-            parts.append(_line(passage))
+            parts.append(written(passage))
         return parts
 
     def ordered(self) -> list[Passage]:
@@ -212,17 +217,16 @@ class _Block:
             if last is None or passage.conversation_id != last.conversation_id:
                 parts.append(self._heading(passage))
             elif in_words(passage.timestamp) != in_words(last.timestamp):
-                parts.append(_date(passage))
-            parts.append(_line(passage))
+                parts.append(day_heading(passage.timestamp))
+            parts.append(written(passage))
             last = passage
         # Once more as a whole: marks could be put together from the end of one line and the beginning of the next.
         return f"{OPENING}{defused(''.join(parts))}{CLOSING}"
 
     def _heading(self, passage: Passage) -> str:
         if passage.conversation_id not in self._titles:
-            self._titles[passage.conversation_id] = _one_line(self._title(passage), _TITLE_CHARACTERS)
-        title, day = self._titles[passage.conversation_id], in_words(passage.timestamp)
-        return f"\n# {title} ({day})\n" if title else f"\n# {day}\n"
+            self._titles[passage.conversation_id] = self._title(passage)
+        return heading(self._titles[passage.conversation_id], passage.timestamp)
 
 
 class _Said:
@@ -251,11 +255,19 @@ def _place(passage: Passage) -> tuple[str, int, int]:
     return passage.conversation_id, -1 if passage.turn is None else passage.turn, passage.start
 
 
-def _date(passage: Passage) -> str:
-    return f"## {in_words(passage.timestamp)}\n"
+def heading(title: str, timestamp: datetime) -> str:
+    """Return the lines above a conversation's turns; without a title, its day alone."""
+    title, day = _one_line(title, _TITLE_CHARACTERS), in_words(timestamp)
+    return f"\n# {title} ({day})\n" if title else f"\n# {day}\n"
 
 
-def _line(passage: Passage) -> str:
+def day_heading(timestamp: datetime) -> str:
+    """Return the line above turns of another day than the heading tells."""
+    return f"## {in_words(timestamp)}\n"
+
+
+def written(passage: Passage) -> str:
+    """Return a passage as it is shown: the speaker, and the text with whatever could pass for a mark defused."""
     # A name cannot pose as a heading, nor end before it does.
     name = _NO_NAME.sub("", _one_line(passage.name or "", _NAME_CHARACTERS)).rstrip(": ")
     speaker = re.sub(r":(?= )", "", name) or passage.role or "summary"

@@ -7,6 +7,9 @@ LatentMemoryError
 │   ├── EmbedderUnavailableError       model file missing or altered, server not answering
 │   └── EmbedderMismatchError          the store's vectors were made by another embedder
 ├── RerankerError                      a reranker's model or server cannot be used, or returned no scores
+├── ModelError                         a local language model cannot be loaded, or used in the way that was asked for
+│   └── ModelMemoryError               it needs more memory than there is
+├── DerivedError                       a stored block, bridge or adapter is damaged, or was made with another model
 └── StoreError
     ├── StoreVersionError              written by a newer version of this package
     ├── StoreBusyError                 another process held the write lock for too long
@@ -45,6 +48,18 @@ class EmbedderMismatchError(EmbedderError):
 
 class RerankerError(LatentMemoryError):
     """A reranker's model or server cannot be used, or what it returned are no scores."""
+
+
+class ModelError(LatentMemoryError):
+    """A local language model cannot be loaded, or not be used in the way that was asked for."""
+
+
+class ModelMemoryError(ModelError):
+    """A local language model needs more memory than there is."""
+
+
+class DerivedError(LatentMemoryError):
+    """Stored keys and values, a bridge or an adapter cannot be used: damaged, or made with another model."""
 
 
 class StoreError(LatentMemoryError):

@@ -143,6 +143,7 @@ class Context:
         tokens: its length as counted by the tokenizer that was given.
         budget: the most it was allowed to have.
         left_out: how many of the hits it was made from found no room, or said what was there already.
+        relevance: for each passage the score of the hit that brought it in; a model attends best to what stands last.
     """
 
     text: str
@@ -150,6 +151,7 @@ class Context:
     tokens: int
     budget: int
     left_out: int = 0
+    relevance: tuple[float, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.text)
