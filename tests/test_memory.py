@@ -383,3 +383,25 @@ def test_a_closed_memory_says_so(store: Path) -> None:
     memory.close()
     with pytest.raises(Exception, match="was closed; open it again"):
         memory.add(TRIP)
+
+
+def test_what_is_stored_of_passages(store: Path) -> None:
+    with LatentMemory.open(store) as memory:
+        memory.add(Conversation("c", [Turn("user", "My cat is called Biscoito."), Turn("assistant", "word " * 700)]))
+        memory.add(Conversation("c", [Turn("user", "Something else.")]), scope="bob")
+        passages = [hit.passage for hit in memory.recall("cat words", 10)] + list(memory.neighbours("c", 1))
+        made = memory.vectors_of(passages)
+        again = memory.embedder.embed([passage.text for passage in passages])
+        assert made.vectors.shape == (len(passages), 384)
+        np.testing.assert_allclose(np.sum(made.vectors * again, axis=1), 1, atol=1e-3)
+        assert all(codes.shape[1] == 48 and len(codes) for codes in made.codes)
+        memory.forget("c")
+        with pytest.raises(InputError, match="Recall again"):
+            memory.vectors_of(passages)
+
+
+def test_an_embedder_without_tokens_has_no_codes(memory: LatentMemory) -> None:
+    memory.add(Conversation("c", [Turn("user", "My cat is called Biscoito.")]))
+    made = memory.vectors_of([hit.passage for hit in memory.recall("cat")])
+    assert [len(codes) for codes in made.codes] == [0]
+    assert memory.vectors_of([]).vectors.shape == (0, memory.embedder.dimension)

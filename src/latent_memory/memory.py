@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
+from latent_memory import adapters as trained
+from latent_memory import block_files, embedders, tuning
 from latent_memory import context as contexts
-from latent_memory import embedders, tuning
 from latent_memory.database import exists
 from latent_memory.dense import EXACT_LIMIT
 from latent_memory.embedders import Embedder
@@ -23,6 +26,7 @@ from latent_memory.errors import EmbedderMismatchError, InputError, StoreError
 from latent_memory.feed import Feed
 from latent_memory.files import size_of
 from latent_memory.formats import STORE, SUMMARY_SUFFIXES, layout_of
+from latent_memory.late import Codes, TokenVectors
 from latent_memory.passages import count_words
 from latent_memory.query import Filters, Query, check_scope, checked_texts, filters_of, period, query_text, turns_of
 from latent_memory.query import reference as reference_of
@@ -150,6 +154,16 @@ class LatentMemory:
             memory.close()
             raise
         return memory
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the memory lives in a file of one of the layouts, instead of a store."""
+        return self._home is not None
+
+    @property
+    def block_directory(self) -> Path:
+        """Where keys and values of its conversations belong (inference.kv_cache), so that `forget` removes them."""
+        return self._store.directory / block_files.NAME
 
     @property
     def embedder(self) -> Embedder:
@@ -426,6 +440,8 @@ class LatentMemory:
     ) -> int:
         """Remove conversations with all that was kept of them; at once, here and in every other process.
 
+        Not from adapters that were trained on them: see `stale_adapters`.
+
         Args:
             conversation_id: one or several.
             everything: remove the whole scope; then no id is given.
@@ -443,6 +459,8 @@ class LatentMemory:
         if scope_id is None:
             return 0
         gone = self._store.forget(scope_id, ids)
+        # Also of what was not there: a block may have been left behind by a process that was killed.
+        block_files.drop(self.block_directory, scope, ids)
         if gone:
             index = self._index(scope_id)
             if self._store.scope_id(scope) != scope_id:
@@ -487,6 +505,93 @@ class LatentMemory:
     def scopes(self) -> dict[str, int]:
         """Return the number of conversations by scope."""
         return self._store.scopes()
+
+    def conversation_ids(self, *, scope: str = DEFAULT_SCOPE) -> list[str]:
+        """Return the ids of all of a scope's conversations, newest first."""
+        check_scope(scope)
+        scope_id = self._store.scope_id(scope)
+        if scope_id is None:
+            return []
+        return [info.conversation_id for info in self._store.conversations(scope_id, self._store.counts(scope)[0], 0)]
+
+    def whole(self, *, scope: str = DEFAULT_SCOPE) -> Iterator[Conversation]:
+        """Yield a scope's conversations with all their turns, oldest first."""
+        # Their ids first: what is added or forgotten meanwhile moves no page.
+        for conversation_id in reversed(self.conversation_ids(scope=scope)):
+            found = self.get(conversation_id, scope=scope)
+            if found is not None:
+                yield found
+
+    def vectors_of(self, passages: Sequence[Passage], *, scope: str = DEFAULT_SCOPE) -> TokenVectors:
+        """Return what is stored of passages beside their text: their vectors, and the codes of their tokens.
+
+        Args:
+            passages: as `recall` and `context` return them.
+            scope: that they are of.
+
+        Returns:
+            A row for each; codes of no tokens where the embedder makes none.
+
+        Raises:
+            InputError: if one is not there any more.
+        """
+        check_scope(scope)
+        ids = self._store.passage_ids(self._store.scope_id(scope) or 0, passages)
+        gone = next((p for p, i in zip(passages, ids, strict=True) if i is None), None)
+        if gone is not None:
+            raise InputError(
+                f"conversation {gone.conversation_id!r} has no passage at turn {gone.turn} any more; it was changed or "
+                "forgotten since it was recalled. Recall again"
+            )
+        feed = Feed(self._store.database)
+        codes = feed.codes(i for i in ids if i is not None)
+        none: Codes = np.zeros((0, 1), np.int8)
+        return TokenVectors(
+            feed.vectors(np.array(ids, np.int64), embedders.identity(self.embedder).dimension).copy(),
+            [codes.get(i or 0, none) for i in ids],
+        )
+
+    # -- adapters that were trained on it -----------------------------------------------------------------
+
+    def adapter_directory(self, name: str) -> Path:
+        """Return where an adapter of a name belongs, in the store's own directory.
+
+        Raises:
+            InputError: for a name that is none of a directory, and for a memory that lives in a file.
+        """
+        if self._home is not None:
+            raise InputError(
+                f"{self._path}: a memory in this format has no room for adapters; say where it goes (--out DIRECTORY)"
+            )
+        return trained.home(self._store.directory, name)
+
+    def note_adapter(self, directory: str | Path) -> bool:
+        """Remember that an adapter is trained on this memory, so that `adapters` finds it wherever it is.
+
+        Returns:
+            Whether it is remembered. It is not if the memory lives in a file, which has no room for that.
+        """
+        if self._home is not None:
+            return False
+        trained.register(self._store.directory, Path(directory).expanduser())
+        return True
+
+    def adapters(self) -> list[trained.AdapterInfo]:
+        """Return the adapters that were trained on this memory, with what they have seen and it no longer holds."""
+        if self._home is not None:
+            return []
+        return [trained.told(path, self._stored) for path in trained.find(self._store.directory)]
+
+    def stale_adapters(self) -> list[trained.AdapterInfo]:
+        """Return the adapters that have seen turns which are forgotten, or changed since.
+
+        Forgetting cannot reach into trained weights: these are to be trained anew, or deleted.
+        """
+        return [info for info in self.adapters() if info.stale]
+
+    def _stored(self, scope: str, conversation_id: str) -> Conversation | None:
+        scope_id = self._store.scope_id(scope)
+        return None if scope_id is None else self._store.get(scope_id, conversation_id)
 
     def stats(self, *, scope: str | None = None) -> Stats:
         """Return how much the memory holds: one scope, or all of it."""

@@ -125,6 +125,18 @@ class Store:
         )
         return {row[0]: _passage(row) for row in rows}
 
+    def passage_ids(self, scope_id: int, passages: Sequence[Passage]) -> list[int | None]:
+        """Return the ids of the scope's passages, None for those that are not there (any more)."""
+        known: dict[tuple[str, int, int], int] = {}
+        for conversation_id in {passage.conversation_id for passage in passages}:
+            rows = self.database.rows(
+                "SELECT position, start, passage_id FROM said WHERE scope_id = ? AND conversation_id = ?",
+                scope_id,
+                conversation_id,
+            )
+            known |= {(conversation_id, position, start): passage_id for position, start, passage_id in rows}
+        return [known.get((p.conversation_id, SUMMARY if p.turn is None else p.turn, p.start)) for p in passages]
+
     def turn_passages(self, scope_id: int, conversation_id: str, first: int, last: int) -> list[Passage]:
         """Return whole turns of one conversation as passages, from one position to another, in order."""
         rows = self.database.rows(
