@@ -849,7 +849,7 @@ def test_convert_shows_how_far_it_is_to_the_end(
         ways.append((what, total, []))
         yield ways[-1][2].append
 
-    monkeypatch.setattr("latent_memory.cli.progress", progress)
+    monkeypatch.setattr("latent_memory.cli.converting.progress", progress)
     assert cli("convert", filled, tmp_path / name).returncode == 0
     ((what, total, at),) = ways
     assert (what, total) == ("writing", 5 if name in ("x.pkl", "x.h5") else 2)

@@ -1,0 +1,78 @@
+"""The command `prepare`, which computes for a model ahead of time what `chat --mode kv` would compute when asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from latent_memory.cli.ending import PROGRAM, leave, note
+from latent_memory.cli.opening import open_memory, telling_if_stopped
+from latent_memory.cli.options import JSON, SCOPE, STORE, Command, options
+from latent_memory.errors import InputError
+from latent_memory.output import many, progress, say, say_json
+
+
+@click.command(cls=Command, short_help="Compute a model's keys and values of a memory ahead of time.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    default="smollm2",
+    show_default=True,
+    help="A directory with safetensors, a GGUF file, a name on the Hugging Face hub, or smollm2.",
+)
+@options(STORE, SCOPE)
+@click.option(
+    "--limit",
+    metavar="GB",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4,
+    show_default=True,
+    help="The most that all stored keys and values may take on the disk.",
+)
+@click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
+@click.option("--dtype", metavar="NAME", help="fp32, bf16, fp16 or int8. Default: fp32 on a CPU, else bf16 or fp16.")
+@options(JSON)
+def prepare(
+    model: str, store: Path | None, scope: str, limit: float, device: str | None, dtype: str | None, as_json: bool
+) -> None:
+    """Compute a model's keys and values of a scope's conversations, newest first, for `chat --mode kv`.
+
+    May be interrupted and run again: only what is missing is computed. `forget` removes them with the conversations.
+    """
+    from latent_memory.inference.kv_cache import BlockCache
+    from latent_memory.inference.local_model import LocalModel
+
+    with open_memory(store) as memory:
+        if memory.in_file:
+            raise InputError(
+                f"{store}: a memory in a file has no room for keys and values; convert it to a store first"
+            )
+        ids = memory.conversation_ids(scope=scope)
+        if not ids:
+            note(f"no conversations in scope {scope!r}")
+            leave(found=False)
+        loaded = LocalModel.load(model, device=device, dtype=dtype)
+        blocks = BlockCache(
+            loaded,
+            memory.block_directory,
+            lambda each: memory.get(each, scope=scope),
+            scope=scope,
+            limit=int(limit * 1e9),
+        )
+        with (
+            telling_if_stopped(lambda: "what was computed is stored; run it again to go on"),
+            progress("computing", len(ids)) as at,
+        ):
+            read = blocks.prepare(ids, at)
+        took = blocks.bytes
+        full = blocks.evicted > 0
+    if as_json:
+        say_json({"conversations": len(ids), "tokens": read, "bytes": took, "full": full})
+        return
+    say(f"{many(read, 'token')} of {many(len(ids), 'conversation')} computed; all blocks take {took / 1e6:,.0f} MB")
+    if full:
+        note(
+            f"the limit of {limit:g} GB is reached: older conversations are computed when they are asked for (--limit)"
+        )
+    say(f"use them with: {PROGRAM} chat --mode kv --model {model} --scope {scope}")
