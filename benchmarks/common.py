@@ -46,6 +46,12 @@ class Report:
         told = "" if bar is None else f"  (bar {sign} {bar:g})"
         print(f"{name:<58} {value:>10.3f} {unit}{told}", flush=True)
 
+    def keep(
+        self, name: str, value: float, unit: str, better: Literal["higher", "lower"], bar: float | None = None
+    ) -> None:
+        """Add a result that a table has shown already: it goes into the JSON alone."""
+        self._results.append(Result(name, round(value, 4), unit, better, bar))
+
     def write(self) -> None:
         if self._file is not None:
             self._file.write_text(json.dumps([asdict(result) for result in self._results], indent=2) + "\n")
