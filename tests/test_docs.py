@@ -93,7 +93,7 @@ def test_every_command_and_option_is_documented() -> None:
     commands = set(re.findall(r"^  ([a-z]+) ", told.partition("Commands:")[2], re.MULTILINE))
     assert commands == {
         *("add", "recall", "context", "show", "list", "scopes", "stats", "forget", "reembed", "tune", "convert"),
-        *("demo", "chat", "prepare", "finetune", "export"),
+        *("demo", "chat", "prepare", "finetune", "bridge", "export"),
     }
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command in commands:

@@ -32,6 +32,7 @@ _COMMANDS = (
     tending.tune,
     converting.convert,
     training.finetune,
+    training.bridge,
     training.export,
 )
 

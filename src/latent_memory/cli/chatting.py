@@ -76,7 +76,12 @@ Ctrl-C while the model answers stops the answer; at the prompt it ends the chat.
     type=click.Path(path_type=Path),
     help="Of the mode lora: the adapter. Default: the one of the scope.",
 )
-@click.option("--bridge", metavar="FILE", type=click.Path(path_type=Path), help="Of the mode soft: the bridge.")
+@click.option(
+    "--bridge",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Of the mode soft: the bridge. Default: the one of the scope.",
+)
 @click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
 @click.option("--dtype", metavar="NAME", help="fp32, bf16, fp16 or int8. Default: fp32 on a CPU, else bf16 or fp16.")
 @click.option("--show-memory", is_flag=True, help="Print the whole block of memory for each question.")
@@ -154,13 +159,14 @@ def _way(
     bridge: Path | None,
     adapter: Path | None,
 ) -> Way:
-    from latent_memory import block_files, database, embedders
+    from latent_memory import block_files, bridges, database
     from latent_memory.inference import ways
 
     is_store = place.is_dir() and database.exists(place)
     if mode == "lora" and adapter is None and is_store:
         adapter = memory.adapter_directory(scope)
-    made_by = embedders.identity(memory.embedder)
+    if mode == "soft" and bridge is None and is_store:
+        bridge = memory.adapter_directory(bridges.name_of(scope)) / bridges.FILE
     return ways.load(
         mode,
         model,
@@ -168,7 +174,7 @@ def _way(
         conversation=partial(memory.get, scope=scope),
         # A memory in a file has no place for them that would go with it.
         blocks=place / block_files.NAME if is_store else None,
-        embedder=f"{made_by.name} {made_by.fingerprint}",
+        embedder=bridges.embedder_of(memory),
         vectors=partial(memory.vectors_of, scope=scope),
         bridge=bridge,
         adapter=adapter,

@@ -1,8 +1,9 @@
-"""The commands `finetune`, which trains an adapter on a memory, and `export`, which writes what it is trained on."""
+"""The commands that train on a memory: `finetune` an adapter, `bridge` for soft tokens, `export` for other trainers."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +169,102 @@ def _report_json(report: TrainReport) -> dict[str, Any]:
         "losses": list(report.losses),
         "validation": [{"step": step, **losses} for step, losses in report.validation],
     }
+
+
+@click.command(cls=Command, short_help="Train a bridge from stored vectors to soft tokens.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    default="smollm2",
+    show_default=True,
+    help="A directory with safetensors, a GGUF file, a name on the Hugging Face hub, or smollm2.",
+)
+@options(STORE, SCOPE)
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Keep the bridge there. Default: the store."
+)
+@click.option("--soft", type=click.IntRange(min=1), default=4, show_default=True, help="Soft tokens a passage.")
+@click.option(
+    "--keywords",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="A passage's rarest words that stay text.",
+)
+@click.option(
+    "--reading", type=click.IntRange(min=1), default=1000, show_default=True, help="Steps of the first stage."
+)
+@click.option("--answering", type=click.IntRange(min=0), default=150, show_default=True, help="Steps of the second.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--fresh", is_flag=True, help="Begin anew, in the place of the bridge that is there.")
+@click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
+@click.option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. Default: fp32 on a CPU, else bf16 or fp16.")
+@options(JSON)
+def bridge(
+    model: str,
+    store: Path | None,
+    scope: str,
+    out: Path | None,
+    fresh: bool,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a bridge on one scope: from a passage's stored vectors to a few positions that the model reads as tokens.
+
+    The model stays as it is. May be interrupted and run again: it goes on from there. `forget` tells which bridges have
+    seen what is forgotten, as it does for adapters.
+    """
+    with open_memory(store) as memory:
+        from latent_memory import bridges
+        from latent_memory.inference.local_model import LocalModel
+
+        directory = memory.adapter_directory(bridges.name_of(scope)) if out is None else out
+        if not memory.conversation_ids(scope=scope):
+            note(f"nothing to train on: no conversations in scope {scope!r}")
+            leave(found=False)
+        loaded = LocalModel.load(model, device=device, dtype=dtype)
+        if not memory.note_adapter(directory):
+            note(f"this memory cannot note that {directory} is trained on it; after forgetting, train it anew")
+        with (
+            telling_if_stopped(lambda: f"what was learnt is in {directory}; the same command goes on from there"),
+            _stages() as at,
+        ):
+            report = bridges.train(memory, loaded, directory, scope=scope, progress=at, fresh=fresh, **settings)
+    told = {
+        name: None if math.isnan(loss) else loss for name, loss in (("before", report.before), ("after", report.after))
+    }
+    if as_json:
+        say_json({"directory": str(directory), "passages": report.passages, "steps": report.steps, **told})
+        return
+    say(f"trained on {many(report.passages, 'passage')}")
+    if told["after"] is not None:
+        say(f"loss of answers about conversations that were kept out: {report.before:.3f} -> {report.after:.3f}")
+    say(f"the bridge is at {directory}; use it with: {PROGRAM} chat --mode soft --bridge {directory / bridges.FILE}")
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[Any], None]]:
+    """Show on a terminal how far the training of a bridge is."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    first: dict[str, tuple[int, float]] = {}
+
+    def at(step: Any) -> None:
+        begun, seconds = first.setdefault(step.stage, (step.step, step.seconds))
+        told = f"{step.stage}: step {step.step:,} of {step.of:,}  loss {step.loss:.3f}"
+        if step.step > begun:
+            left = (step.seconds - seconds) / (step.step - begun) * (step.of - step.step)
+            told += f"  {left / 60:,.0f} min left" if left >= 60 else f"  {left:.0f} s left"
+        print(f"\r\x1b[K{told}", end="", file=sys.stderr, flush=True)
+
+    print("\r\x1b[Kembedding…", end="", file=sys.stderr, flush=True)
+    try:
+        yield at
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 @click.command(cls=Command, short_help="Write the memory as training data for other trainers.")

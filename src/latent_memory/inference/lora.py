@@ -72,6 +72,8 @@ class Adapter:
         directory = Path(directory).expanduser()
         manifest = Manifest.read(directory)
         manifest.check(directory)
+        if WEIGHTS not in manifest.files:
+            raise DerivedError(f"{directory}: holds no adapter, but a bridge (--mode soft)")
         if manifest.model["fingerprint"] != model.fingerprint:
             raise DerivedError(
                 f"{directory}: trained for {manifest.model['name']} in {manifest.model['dtype']}, and this is "
