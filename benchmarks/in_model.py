@@ -36,7 +36,8 @@ import torch
 import in_model_report as reports
 from common import parser
 from in_model_report import Row
-from latent_memory import LatentMemory, embedders
+from latent_memory import LatentMemory
+from latent_memory.bridges import embedder_of
 from latent_memory.inference import prompt
 from latent_memory.inference.block_store import Block
 from latent_memory.inference.kv_cache import BlockCache, PrefixCache
@@ -157,11 +158,10 @@ class Ways:
             return None
         from latent_memory.inference.soft_tokens import Bridge
 
-        made_by = embedders.identity(self._memory.embedder)
         return Bridge.load(
             self._bridge,
             self._model,
-            f"{made_by.name} {made_by.fingerprint}",
+            embedder_of(self._memory),
             lambda passages: self._memory.vectors_of(passages, scope=scope),
         )
 
@@ -315,6 +315,7 @@ def main() -> None:
     options.add_argument("--rows", type=Path, help="keep what was measured here, and measure what is missing")
     options.add_argument("--questions", type=int, default=60, help="how many, at 1,000 tokens")
     options.add_argument("--others", type=int, default=20, help="how many at the other sizes")
+    options.add_argument("--scopes", help="comma-separated; ask only about these")
     options.add_argument("--ways", help="comma-separated; by default all")
     options.add_argument("--sizes", default=",".join(map(str, SIZES)))
     options.add_argument("--ablation", type=int, default=0, metavar="N", help="the table of what each part buys, too")
@@ -344,6 +345,10 @@ def run(told: Any, rows: list[Row]) -> None:
     if told.quick:
         dataset = dataset._replace(scopes=dict(list(dataset.scopes.items())[:2]))
         dataset = dataset._replace(questions=[q for q in dataset.questions if q.scope in dataset.scopes])
+    everything = dataset.questions
+    if told.scopes:
+        of = told.scopes.split(",")
+        dataset = dataset._replace(questions=[q for q in dataset.questions if q.scope in of])
     model = LocalModel.load(told.model, device=told.device)
     questions = chosen(dataset, max(told.questions, told.others))
     untrained = set(halves(dataset)[1])
@@ -376,7 +381,7 @@ def run(told: Any, rows: list[Row]) -> None:
                 if (question.key, name, size) not in have
                 and not (name.startswith("soft") and question.scope not in untrained and not told.quick)
             ]
-            others = [q for q in questions if q.scope != question.scope]
+            others = [q for q in everything if q.scope != question.scope]
             other = random.Random(f"{SEED} {question.key}").choice(others)
             for row in measure(model, ways, missing, question, size, memory, other):
                 keep(row)
