@@ -18,31 +18,37 @@ paired bootstrap over questions. `--rows FILE` keeps what was measured: a second
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import random
 import re
+import statistics
 import string
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 import in_model_report as reports
-from common import parser
+from common import EXAMPLES, parser
 from in_model_report import Row
 from latent_memory import LatentMemory
 from latent_memory.bridges import embedder_of
+from latent_memory.importers import jsonl
 from latent_memory.inference import prompt
 from latent_memory.inference.block_store import Block
 from latent_memory.inference.kv_cache import BlockCache, PrefixCache
 from latent_memory.inference.local_model import LocalModel, Prefilled
-from latent_memory.records import Context
+from latent_memory.inference.stretches import passages_of
+from latent_memory.late import TokenVectors
+from latent_memory.records import Context, Passage
 from recall_data import Dataset, Question, halves, load
 
 SYSTEM = (
@@ -53,7 +59,10 @@ SIZES = (500, 1000, 2000, 4000)
 # Greedy answers are compared at one size: each costs as much as twenty first tokens.
 ANSWERED = 1000
 ANSWER_TOKENS = 16
+UNRELATED_TOKENS = 1024
 SEED = 0
+# As many tokens as soft tokens may take.
+EIGHTH = "prompt of an eighth"
 
 
 class Way(Protocol):
@@ -127,7 +136,7 @@ class Ways:
         kind, _, more = name.partition(" ")
         if name == "none":
             return NoMemory(self._model)
-        if name in ("prompt", "random"):
+        if name in ("prompt", "random", EIGHTH):
             return Text(self._model)
         if name == "prompt nearest":
             return SameTokens(self._model, self.blocks(scope))
@@ -148,22 +157,28 @@ class Ways:
             }
             return self.blocks(scope, **known[more[len(str(count)) if count or more[:1] == "0" else 0 :]])
         if kind == "soft":
-            return self._soft(scope)
+            return self._soft(scope, more)
         if kind == "lora":
             return self._lora(scope, of_another=more == "random")
         raise SystemExit(f"{name}: no such way")
 
-    def _soft(self, scope: str) -> Way | None:
+    def _soft(self, scope: str, which: str) -> Way | None:
         if self._bridge is None:
             return None
         from latent_memory.inference.soft_tokens import Bridge
 
-        return Bridge.load(
-            self._bridge,
-            self._model,
-            embedder_of(self._memory),
-            lambda passages: self._memory.vectors_of(passages, scope=scope),
-        )
+        class KeywordsAlone(Bridge):
+            def embeddings(self, passages: Sequence[Passage]) -> list[torch.Tensor]:
+                return [torch.zeros(0, self.shape.hidden, device=self.model.device) for _ in passages]
+
+        def of_others(passages: Sequence[Passage]) -> TokenVectors:
+            chance = random.Random(f"{SEED} {passages[0].text}")
+            everything = [p for c in self._memory.whole(scope=scope) for p in passages_of(c, scope)]
+            return self._memory.vectors_of(chance.sample(everything, len(passages)), scope=scope)
+
+        vectors = of_others if which == "of others" else partial(self._memory.vectors_of, scope=scope)
+        kind = KeywordsAlone if which == "keywords" else Bridge
+        return kind.load(self._bridge, self._model, embedder_of(self._memory), vectors)
 
     def _lora(self, scope: str, *, of_another: bool) -> Way | None:
         there = sorted(path.name for path in self._adapters.iterdir()) if self._adapters else []
@@ -174,6 +189,31 @@ class Ways:
         name = there[there.index(scope) - 1] if of_another else scope
         assert self._adapters is not None
         return Adapter.load(self._adapters / name, self._model)
+
+
+def unrelated() -> dict[str, str]:
+    """Return texts that have nothing to do with any memory."""
+    root = Path(__file__).parent.parent
+    talks = [turn.text for conversation in jsonl.read(EXAMPLES) for turn in conversation.turns]
+    return {
+        "the example conversations": "\n\n".join(talks),
+        "our documentation": (root / "docs" / "recall.md").read_text(encoding="utf-8"),
+        "Python's source": inspect.getsource(statistics),
+        "a licence": (root / "LICENSE").read_text(encoding="utf-8"),
+    }
+
+
+def measure_unrelated(model: LocalModel, ways: Ways, scopes: Iterable[str], keep: Callable[[Row], None]) -> None:
+    """Measure texts that have nothing to do with any memory, without and with each adapter."""
+    for name, text in unrelated().items():
+        tokens = model.encode(text)[:UNRELATED_TOKENS]
+        keep(Row(name, "", "unrelated none", 0, model.nll(model.prefill(tokens[:1]), tokens[1:])))
+        for scope in scopes:
+            way = ways.get("lora", scope)
+            if way is not None:
+                with switched(way):
+                    nll = model.nll(model.prefill(tokens[:1]), tokens[1:])
+                keep(Row(name, scope, "unrelated lora", 0, nll))
 
 
 def chosen(dataset: Dataset, count: int) -> list[Question]:
@@ -214,8 +254,11 @@ def measure(
             # What a bridge has learnt of answers in general, without what this memory says.
             way = ways.get(name, other.scope)
             assert way is not None
+        context = known[strange]
+        if name == EIGHTH:
+            context = memory.context(question.text, size // 8, scope=question.scope, tokenizer=model.count_tokens)
         with switched(way):
-            yield measured(model, way, name, known[strange], question, asked, answer, size)
+            yield measured(model, way, name, context, question, asked, answer, size)
 
 
 def measured(
@@ -290,17 +333,15 @@ def exactness(model: LocalModel, ways: Ways, context: Context, question: Questio
     return apart, same
 
 
+TRAINED = ["soft", "soft random", "soft of others", "soft keywords", EIGHTH, "lora", "lora random"]
 MAIN = ["none", "prompt", "random", "kv exact", "kv 0%", "kv 5%", "kv 15%", "kv 30%"]
-TRAINED = ["soft", "soft random", "lora", "lora random"]
 ABLATION = [
     "prompt nearest",
     "kv headless",
     "kv oldest first",
     "kv whole stretches",
     "kv turns",
-    "kv 64-token stretches",
     "kv 128-token stretches",
-    "kv 512-token stretches",
     "kv 32-bit",
     "kv 4-bit",
 ]
@@ -324,6 +365,7 @@ def main() -> None:
     )
     options.add_argument("--adapters", type=Path, help="a directory with an adapter for each scope, by its name")
     options.add_argument("--time", type=int, default=0, metavar="N", help="measure times, of N questions, instead")
+    options.add_argument("--unrelated", action="store_true", help="measure adapters on unrelated texts, instead")
     options.add_argument("--threads", type=int)
     options.add_argument("--report", action="store_true", help="report what was measured before, and measure nothing")
     options.add_argument("--plot", type=Path, help="draw the shares by size (needs matplotlib)")
@@ -350,7 +392,7 @@ def run(told: Any, rows: list[Row]) -> None:
         of = told.scopes.split(",")
         dataset = dataset._replace(questions=[q for q in dataset.questions if q.scope in of])
     model = LocalModel.load(told.model, device=told.device)
-    questions = chosen(dataset, max(told.questions, told.others))
+    questions = chosen(dataset, max(told.questions, told.others, told.ablation, told.time))
     untrained = set(halves(dataset)[1])
     have = {(row.key, row.way, row.size) for row in rows if row.nll is not None}
     told.work.mkdir(parents=True, exist_ok=True)
@@ -372,6 +414,8 @@ def run(told: Any, rows: list[Row]) -> None:
         ]
         if told.ablation:
             plan += [(question, ANSWERED, ABLATION) for question in questions[: told.ablation]]
+        if told.unrelated:
+            return measure_unrelated(model, ways, dataset.scopes, keep)
         if told.time:
             return measure_times(model, ways, memory, questions[: told.time], names, sizes, keep)
         for done, (question, size, wanted) in enumerate(plan, start=1):

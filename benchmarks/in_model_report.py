@@ -56,7 +56,13 @@ def read(path: Path | None) -> list[Row]:
 
 def report(rows: Sequence[Row], file: Path | None) -> None:
     out = Report(file)
-    for size in sorted({row.size for row in rows if row.nll is not None}):
+    for row in rows:
+        if row.way == "unrelated lora":
+            before = next(r.nll for r in rows if r.way == "unrelated none" and r.key == row.key)
+            assert before is not None
+            assert row.nll is not None
+            out.add(f"lora of {row.scope}, {row.key}: NLL more than without", row.nll - before, "nats", "lower", 0)
+    for size in sorted({row.size for row in rows if row.size}):
         at = [row for row in rows if row.size == size]
         print(f"\n{size:,} tokens of memory")
         print(
@@ -154,7 +160,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     colours = dict(
         zip(shown, ("black", "tab:blue", "tab:green", "tab:olive", "tab:orange", "tab:red", "grey"), strict=True)
     )
-    sizes = sorted({row.size for row in rows if row.nll is not None})
+    sizes = sorted({row.size for row in rows if row.nll is not None and row.size})
     for way in shown:
         points = []
         for size in sizes:
