@@ -23,7 +23,7 @@ from latent_memory import Conversation, LatentMemory, Turn, embedders
 from latent_memory.chat import Chat
 from latent_memory.cli.chatting import chat
 from latent_memory.inference import ways
-from latent_memory.inference.local_model import LocalModel, Prefilled
+from latent_memory.inference.local_model import LocalModel, Messages, Prefilled
 from tiny_model import tiny_model
 
 Cli = Callable[..., CompletedProcess[str]]
@@ -258,7 +258,12 @@ def test_a_long_conversation_that_is_continued_is_soon_ready(memory: LatentMemor
     recorder = _Recorder(local)
     counted: list[int] = []
     template = local.template
-    local.template = lambda messages: counted.append(1) or template(messages)  # type: ignore[method-assign,func-returns-value]
+
+    def counting(messages: Messages, *, dated: bool = True) -> str:
+        counted.append(1)
+        return template(messages, dated=dated)
+
+    local.template = counting  # type: ignore[method-assign]
     talking = conversation_of(memory, recorder, local, conversation_id="long", budget=200)
     assert talking.continued == 1501
     list(talking.ask("What was the last one?"))
@@ -548,7 +553,7 @@ def test_the_mode_soft_takes_a_trained_bridge(talk: Cli, filled: Path, model: Pa
         (["--device", "abacus"], "device: 'abacus' is not on this machine"),
         (["--dtype", "fp3"], "dtype: 'fp3' is unknown"),
         (["--model", "nowhere/at-all.gguf"], "no model at nowhere/at-all.gguf"),
-        (["--mode", "soft"], "mode: soft needs a trained bridge; name its file (--bridge FILE)"),
+        (["--mode", "soft"], "there is none; train a bridge first"),
         (["--mode", "soft", "--bridge", "nowhere.safetensors"], "nowhere.safetensors: there is none"),
         (["--mode", "lora", "--adapter", "nowhere"], "nowhere"),
     ],

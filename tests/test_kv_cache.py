@@ -14,7 +14,7 @@ import pytest
 
 from latent_memory import Conversation, LatentMemory, Turn, block_files
 from latent_memory.context import OPENING
-from latent_memory.errors import DerivedError, InputError, ModelError
+from latent_memory.errors import DerivedError, InputError, ModelError, StoreError, StoreFullError
 from latent_memory.inference import prompt
 from latent_memory.inference.kv_cache import Background, BlockCache, PrefixCache
 from latent_memory.inference.local_model import LocalModel
@@ -247,17 +247,106 @@ def test_the_least_recently_used_block_is_evicted(talks: LatentMemory, model: Lo
     blocks = blocks_of(talks, model, size=1000)
     blocks.prepare(["talk-0", "talk-1"])
     total = sum(path.stat().st_size for path in files(talks))
-    old = [
-        path for path in files(talks) if path.parent == block_files.place(talks.block_directory, "default", "talk-0")
-    ]
+    old = block_files.place(talks.block_directory, "default", "talk-0")
+    stored = talks.get("talk-2")
+    assert stored is not None
     small = blocks_of(talks, model, size=1000, limit=total)
-    small.prepare(["talk-2"])
+    passages = tuple(passages_of(stored, "default"))
+    small.read(Context("x", passages, 0, 0, relevance=(1.0,) * len(passages)), QUESTION)
     assert sum(path.stat().st_size for path in files(talks)) <= total
-    assert not old[0].exists()
-    assert small.prepare(["talk-2"]) == 0
-    # Nothing that was needed gives way to what might be: it ends as soon as something had to go.
-    assert small.prepare(["talk-0", "talk-3", "talk-4"]) > 0
-    assert small.evicted == 2
+    assert not list(old.glob("*"))
+    # What is not asked for makes nothing give way but other models' blocks.
+    before = files(talks)
+    assert small.prepare(["talk-3"]) > 0 or small.full
+    assert small.prepare(["talk-0", "talk-4"]) == 0
+    assert small.full
+    assert set(before) <= set(files(talks))
+    other = BlockCache(tiny_model(seed=1), talks.block_directory, talks.get, bits=32, size=1000, limit=total)
+    assert other.prepare(["talk-0"]) > 0
+    assert not set(before) <= set(files(talks))
+
+
+def test_an_adapted_model_computes_no_blocks(talks: LatentMemory, context: Context) -> None:
+    adapted = tiny_model()
+    blocks, prefixes = blocks_of(talks, adapted), PrefixCache(adapted, talks.block_directory)
+    adapted.adapted = True
+    for use in (
+        lambda: blocks.read(context, QUESTION),
+        lambda: blocks.prepare(["talk-0"]),
+        lambda: prefixes.read(context, QUESTION),
+    ):
+        with pytest.raises(InputError, match="an adapter"):
+            use()
+    assert files(talks) == []
+
+
+def test_a_template_that_tells_the_day_keeps_its_blocks(
+    talks: LatentMemory, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated = tiny_model()
+    dated.tokenizer.chat_template = "{{ strftime_now('%d %B %Y, %H:%M:%S.%f') }}" + dated.tokenizer.chat_template
+    assert dated.template(prompt.messages("?")) != dated.template(prompt.messages("?"))
+    blocks_of(talks, dated).read(context, QUESTION)
+    assert blocks_of(talks, dated).missing(context) == 0
+
+
+def test_without_memory_it_is_the_plain_prompt(talks: LatentMemory, model: LocalModel) -> None:
+    nothing = Context("", (), 0, 0)
+    plain = model.prefill(prompt.tokens(model, QUESTION))
+    for way in (blocks_of(talks, model), PrefixCache(model, talks.block_directory)):
+        assert gaps(way.read(nothing, QUESTION).logits, plain.logits) == 0
+
+
+def test_a_full_disk_ends_no_answer(
+    talks: LatentMemory, model: LocalModel, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = blocks_of(talks, model).read(context, QUESTION)
+    shutil.rmtree(talks.block_directory)
+
+    def full(*_: object) -> int:
+        raise StoreFullError("full")
+
+    monkeypatch.setattr("latent_memory.inference.block_store.save", full)
+    assert gaps(blocks_of(talks, model).read(context, QUESTION).logits, expected.logits) < 1e-5
+    PrefixCache(model, talks.block_directory).read(context, QUESTION)
+    with pytest.raises(StoreFullError):
+        blocks_of(talks, model).prepare(["talk-0"])
+
+
+def test_a_damaged_prefix_is_read_again(talks: LatentMemory, model: LocalModel, context: Context) -> None:
+    prefixes = PrefixCache(model, talks.block_directory)
+    good = prefixes.read(context, QUESTION)
+    (path,) = files(talks)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert gaps(prefixes.read(context, QUESTION).logits, good.logits) == 0
+    assert prefixes.read(context, QUESTION).read < good.read
+
+
+def test_a_prefix_of_what_is_forgotten_meanwhile_is_not_kept(
+    talks: LatentMemory, model: LocalModel, context: Context
+) -> None:
+    PrefixCache(model, talks.block_directory, conversation=lambda _: None).read(context, QUESTION)
+    assert files(talks) == []
+    PrefixCache(model, talks.block_directory, conversation=talks.get).read(context, QUESTION)
+    assert len(files(talks)) == 1
+
+
+def test_what_cannot_be_deleted_is_told(
+    talks: LatentMemory, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks_of(talks, model).prepare(["talk-0"])
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(StoreError, match="forget the same again"):
+            talks.forget("talk-0")
+    assert talks.get("talk-0") is None
+    talks.forget("talk-0")
+    assert files(talks) == []
+    # Also of a scope that is gone.
+    stray = block_files.place(talks.block_directory, "gone", "x")
+    stray.mkdir(parents=True)
+    talks.forget(scope="gone", everything=True)
+    assert not stray.exists()
 
 
 def test_blocks_are_prepared_in_the_background(talks: LatentMemory, model: LocalModel) -> None:
@@ -373,7 +462,7 @@ def test_a_damaged_block_is_computed_again(talks: LatentMemory, model: LocalMode
         path.write_bytes(path.read_bytes()[:-9])
     again = blocks.read(context, QUESTION)
     assert gaps(good.logits, again.logits) == 0
-    assert len(blocks.damaged) > 0
+    assert blocks.damaged > 0
     assert blocks.read(context, QUESTION).read == len(prompt.layout(model, QUESTION).tail)
 
 

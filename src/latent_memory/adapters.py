@@ -238,6 +238,15 @@ def home(store: Path, name: str) -> Path:
     return store / DIRECTORY / name
 
 
+def named(scope: str) -> str:
+    """Return the name of a scope's adapter: the scope itself, or a digest where that is none of a directory."""
+    try:
+        home(Path(), scope)
+    except InputError:
+        return f"scope-{hashlib.sha256(scope.encode()).hexdigest()[:16]}"
+    return scope
+
+
 def register(store: Path, directory: Path) -> None:
     """Remember an adapter that is kept outside of its store's directory; one inside is found anyway."""
     # Here and not above: it takes longer to load than all else that recalling needs of this module.
@@ -250,9 +259,8 @@ def register(store: Path, directory: Path) -> None:
         known = _registered(store)
         if directory not in known:
             with written(store / REGISTRY) as file:
-                # Not those that are deleted.
-                kept = [path for path in known if path.is_dir()]
-                file.write(json.dumps([*map(str, kept), str(directory)], indent=1).encode() + b"\n")
+                # Those that are not there, too: they may lie on a drive that is.
+                file.write(json.dumps([*map(str, known), str(directory)], indent=1).encode() + b"\n")
 
 
 def find(store: Path) -> list[Path]:

@@ -14,8 +14,14 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from latent_memory.errors import StoreError
+from latent_memory.files import as_ours, written
+
 NAME = "blocks"
 SUFFIX = ".safetensors"
+# What all blocks may take on the disk, unless another limit was kept; the least recently used go first.
+LIMIT_BYTES = 4_000_000_000
+_LIMIT = "limit"
 
 
 def digest(*parts: str | bytes) -> str:
@@ -48,6 +54,11 @@ def drop(directory: Path, scope: str, conversation_ids: Iterable[str] | None = N
         # Twice: another process may put a file into it meanwhile.
         for _ in range(2):
             shutil.rmtree(each, ignore_errors=True)
+        if each.exists():
+            raise StoreError(
+                f"{each}: cannot be deleted, and holds what was forgotten; the database no longer does. End what uses "
+                "it, another process perhaps, and forget the same again"
+            )
 
 
 def prefixes(directory: Path, scope: str) -> Path:
@@ -61,11 +72,16 @@ def use(path: Path) -> None:
         os.utime(path)
 
 
-def evict(directory: Path, limit: int) -> int:
+def evict(directory: Path, limit: int, spare: str = "") -> int:
     """Remove the blocks that were not used for the longest time, until all of them have at most `limit` bytes.
 
+    Args:
+        directory: that they lie in.
+        limit: in bytes.
+        spare: those whose names begin with this stay; "" for none.
+
     Returns:
-        How many were removed.
+        How many bytes they have then.
     """
     found = []
     for path in directory.rglob(f"*{SUFFIX}"):
@@ -74,12 +90,26 @@ def evict(directory: Path, limit: int) -> int:
             told = path.stat()
             found.append((told.st_mtime_ns, told.st_size, path))
     total = sum(size for _, size, _ in found)
-    gone = 0
     for _, size, path in sorted(found):
         if total <= limit:
             break
-        with contextlib.suppress(OSError):
-            path.unlink()
-        total -= size
-        gone += 1
-    return gone
+        if not (spare and path.name.startswith(spare)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size
+    return total
+
+
+def limit_of(directory: Path) -> int:
+    """Return the most bytes that a directory's blocks may take: what was kept by `keep_limit`, else 4 GB."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((directory / _LIMIT).read_text(encoding="ascii"))
+    return LIMIT_BYTES
+
+
+def keep_limit(directory: Path, limit: int) -> None:
+    """Let a directory's blocks take so many bytes from now on, in every process."""
+    with as_ours(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with written(directory / _LIMIT) as file:
+        file.write(str(limit).encode())

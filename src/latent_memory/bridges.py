@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
+
 from latent_memory import adapters, embedders
 from latent_memory.adapters import Manifest
 from latent_memory.embedders.base import embedded
-from latent_memory.errors import InputError
+from latent_memory.errors import DerivedError, InputError
 from latent_memory.files import as_ours, sha256_of
 from latent_memory.inference.local_model import LocalModel
 from latent_memory.inference.stretches import passages_of
@@ -29,7 +31,7 @@ FILE = "bridge.safetensors"
 
 def name_of(scope: str) -> str:
     """Return the name of a scope's bridge in a store, beside its adapters."""
-    return f"bridge-{scope}"
+    return f"bridge-{adapters.named(scope)}"
 
 
 def embedder_of(memory: LatentMemory) -> str:
@@ -67,7 +69,8 @@ def train(
     from latent_memory.inference import bridge_training
 
     directory = Path(directory).expanduser()
-    told = list(memory.whole(scope=scope))
+    # Summaries of conversations without turns are left out: what is seen is told by turns.
+    told = [conversation for conversation in memory.whole(scope=scope) if conversation.turns]
     passages = [passage for conversation in told for passage in passages_of(conversation, scope)]
     if len(passages) < bridge_training.LEAST:
         raise InputError(
@@ -88,26 +91,49 @@ def train(
         directory.mkdir(parents=True, exist_ok=True)
     if (directory / adapters.WEIGHTS).exists():
         raise InputError(f"{directory}: holds an adapter; give another directory")
-    if fresh:
-        for each in (path, bridge_training.checkpoint_of(path)):
-            each.unlink(missing_ok=True)
-    # Before anything is learnt: from now on it may be in the weights.
-    manifest.write(directory)
-    report = bridge_training.train(
-        model,
-        passages,
-        partial(memory.vectors_of, scope=scope),
-        path,
-        embedder=embedder_of(memory),
-        embed=partial(_embed, memory),
-        progress=progress,
-        **settings,
-    )
-    files = {FILE: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
-    measured = {"before": report.before, "after": report.after}
-    losses = {"steps": report.steps} | {name: None if math.isnan(loss) else loss for name, loss in measured.items()}
-    replace(manifest, finished=True, files=files, losses=losses).write(directory)
-    return report
+    try:
+        with filelock.FileLock(directory / "training.lock", timeout=0):
+            if fresh:
+                for each in (path, bridge_training.checkpoint_of(path)):
+                    each.unlink(missing_ok=True)
+            elif (directory / adapters.MANIFEST).exists():
+                _check_same(directory, manifest)
+            # Before anything is learnt: from now on it may be in the weights.
+            manifest.write(directory)
+            report = bridge_training.train(
+                model,
+                passages,
+                partial(memory.vectors_of, scope=scope),
+                path,
+                embedder=embedder_of(memory),
+                embed=partial(_embed, memory),
+                progress=progress,
+                **settings,
+            )
+            files = {FILE: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}}
+            measured = {"before": report.before, "after": report.after}
+            losses = {name: None if math.isnan(loss) else loss for name, loss in measured.items()}
+            replace(manifest, finished=True, files=files, losses=losses).write(directory)
+            return report
+    except filelock.Timeout:
+        raise InputError(f"{directory}: another process is training this bridge; wait for it to end") from None
+
+
+def _check_same(directory: Path, wanted: Manifest) -> None:
+    """Refuse to train over another bridge: what it has seen would be told no more.
+
+    Raises:
+        InputError: if what is there is finished, or another one.
+    """
+    anew = "give another directory (--out), or put a new one in its place (fresh, --fresh)"
+    try:
+        found = Manifest.read(directory)
+    except DerivedError as error:
+        raise InputError(f"{error}; {anew}") from None
+    if found.finished:
+        raise InputError(f"{directory}: a trained bridge is there; use it, {anew}")
+    if any(getattr(found, name) != getattr(wanted, name) for name in ("scope", "model", "settings", "seen")):
+        raise InputError(f"{directory}: a training of another scope, model, or state of the memory is there; {anew}")
 
 
 def _embed(memory: LatentMemory, passages: Sequence[Passage]) -> TokenVectors:

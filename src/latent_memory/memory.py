@@ -456,12 +456,10 @@ class LatentMemory:
         if self._home is not None:
             self._home.check_change()
         scope_id = self._store.scope_id(scope)
-        if scope_id is None:
-            return 0
-        gone = self._store.forget(scope_id, ids)
+        gone = 0 if scope_id is None else self._store.forget(scope_id, ids)
         # Also of what was not there: a block may have been left behind by a process that was killed.
         block_files.drop(self.block_directory, scope, ids)
-        if gone:
+        if gone and scope_id is not None:
             index = self._index(scope_id)
             if self._store.scope_id(scope) != scope_id:
                 index.discard()

@@ -68,7 +68,7 @@ Ctrl-C while the model answers stops the answer; at the prompt it ends the chat.
     show_default=True,
     help="How freely tokens are chosen; 0 takes the likeliest.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="The same one gives the same answers.")
+@click.option("--seed", type=click.IntRange(0, 2**62), help="The same one gives the same answers.")
 @click.option("--system", metavar="TEXT", help="What the model is told first, instead of the usual instruction.")
 @click.option(
     "--adapter",
@@ -159,12 +159,12 @@ def _way(
     bridge: Path | None,
     adapter: Path | None,
 ) -> Way:
-    from latent_memory import block_files, bridges, database
+    from latent_memory import adapters, block_files, bridges, database
     from latent_memory.inference import ways
 
     is_store = place.is_dir() and database.exists(place)
     if mode == "lora" and adapter is None and is_store:
-        adapter = memory.adapter_directory(scope)
+        adapter = memory.adapter_directory(adapters.named(scope))
     if mode == "soft" and bridge is None and is_store:
         bridge = memory.adapter_directory(bridges.name_of(scope)) / bridges.FILE
     return ways.load(

@@ -26,20 +26,25 @@ from latent_memory.output import many, progress, say, say_json
     "--limit",
     metavar="GB",
     type=click.FloatRange(min=0, min_open=True),
-    default=4,
-    show_default=True,
-    help="The most that all stored keys and values may take on the disk.",
+    help="The most that all stored keys and values may take on the disk, from now on. Default: what was set, else 4.",
 )
 @click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
 @click.option("--dtype", metavar="NAME", help="fp32, bf16, fp16 or int8. Default: fp32 on a CPU, else bf16 or fp16.")
 @options(JSON)
 def prepare(
-    model: str, store: Path | None, scope: str, limit: float, device: str | None, dtype: str | None, as_json: bool
+    model: str,
+    store: Path | None,
+    scope: str,
+    limit: float | None,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Compute a model's keys and values of a scope's conversations, newest first, for `chat --mode kv`.
 
     May be interrupted and run again: only what is missing is computed. `forget` removes them with the conversations.
     """
+    from latent_memory import block_files
     from latent_memory.inference.kv_cache import BlockCache
     from latent_memory.inference.local_model import LocalModel
 
@@ -53,12 +58,13 @@ def prepare(
             note(f"no conversations in scope {scope!r}")
             leave(found=False)
         loaded = LocalModel.load(model, device=device, dtype=dtype)
+        if limit is not None:
+            block_files.keep_limit(memory.block_directory, int(limit * 1e9))
         blocks = BlockCache(
             loaded,
             memory.block_directory,
             lambda each: memory.get(each, scope=scope),
             scope=scope,
-            limit=int(limit * 1e9),
         )
         with (
             telling_if_stopped(lambda: "what was computed is stored; run it again to go on"),
@@ -66,13 +72,11 @@ def prepare(
         ):
             read = blocks.prepare(ids, at)
         took = blocks.bytes
-        full = blocks.evicted > 0
+        full, most = blocks.full, block_files.limit_of(memory.block_directory) / 1e9
     if as_json:
         say_json({"conversations": len(ids), "tokens": read, "bytes": took, "full": full})
         return
     say(f"{many(read, 'token')} of {many(len(ids), 'conversation')} computed; all blocks take {took / 1e6:,.0f} MB")
     if full:
-        note(
-            f"the limit of {limit:g} GB is reached: older conversations are computed when they are asked for (--limit)"
-        )
+        note(f"the limit of {most:g} GB is reached: older conversations are computed when they are asked for (--limit)")
     say(f"use them with: {PROGRAM} chat --mode kv --model {model} --scope {scope}")

@@ -58,7 +58,7 @@ _KINDS = ("talk", "record", "when", "who", "about", "fact")
     show_default=True,
     help="The share of the memory that is held out; 0 to train on all of it.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of all that is random.")
 @click.option("--fresh", is_flag=True, help="Begin anew, in the place of the adapter that is there.")
 @click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
 @click.option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. Default: fp32 on a CPU, else bf16 or fp16.")
@@ -82,8 +82,10 @@ def finetune(
     """
     if name is not None and out is not None:
         raise click.UsageError("Give either --name or --out")
+    from latent_memory import adapters
+
     with open_memory(store) as memory:
-        directory = memory.adapter_directory(name or scope) if out is None else out
+        directory = memory.adapter_directory(name or adapters.named(scope)) if out is None else out
         conversations = list(memory.whole(scope=scope))
         if not conversations:
             note(f"nothing to train on: no conversations in scope {scope!r}")
@@ -195,7 +197,7 @@ def _report_json(report: TrainReport) -> dict[str, Any]:
     "--reading", type=click.IntRange(min=1), default=1000, show_default=True, help="Steps of the first stage."
 )
 @click.option("--answering", type=click.IntRange(min=0), default=150, show_default=True, help="Steps of the second.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is random.")
+@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of all that is random.")
 @click.option("--fresh", is_flag=True, help="Begin anew, in the place of the bridge that is there.")
 @click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
 @click.option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. Default: fp32 on a CPU, else bf16 or fp16.")

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latent_memory import block_files, files
-from latent_memory.errors import DerivedError, InputError, LatentMemoryError
+from latent_memory.errors import DerivedError, InputError, LatentMemoryError, StoreError
 from latent_memory.inference import block_store, prompt
 from latent_memory.inference.block_store import Block
 from latent_memory.inference.extra import in_memory, needed
@@ -30,12 +30,22 @@ from latent_memory.records import Context, Conversation
 if TYPE_CHECKING:
     import torch
 
-# What all blocks may take on the disk; the least recently used go first.
-LIMIT_BYTES = 4 << 30
 # Block files: 8 bits lose nothing that can be measured, 4 bits little (docs/in-the-model.md).
 BITS = 8
+# Kept in memory: heads (of system messages), and conversations that are cut into stretches.
+_HEADS, _CONVERSATIONS = 8, 64
 
 Conversations = Callable[[str], Conversation | None]
+
+
+def check_unadapted(model: LocalModel) -> None:
+    """Refuse a model with an adapter on: what it computes is not what the model itself would.
+
+    Raises:
+        InputError: if one is on.
+    """
+    if model.adapted:
+        raise InputError("an adapter of the model is on; switch it off before stored keys and values are used")
 
 
 class PrefixCache:
@@ -47,32 +57,53 @@ class PrefixCache:
         model: the model.
         directory: where they are stored, a store's `blocks`.
         scope: whose memory it is.
-        limit: the most bytes that the directory may take.
+        limit: the most bytes that the directory may take; by default what was kept for it
+            (`block_files.keep_limit`).
+        conversation: returns a stored conversation by its id, or None; `LatentMemory.get`. With it, nothing is stored
+            of a conversation that is forgotten while its context is read.
     """
 
     def __init__(
-        self, model: LocalModel, directory: str | Path, *, scope: str = "default", limit: int = LIMIT_BYTES
+        self,
+        model: LocalModel,
+        directory: str | Path,
+        *,
+        scope: str = "default",
+        limit: int | None = None,
+        conversation: Conversations | None = None,
     ) -> None:
         self._model = model
         self._directory = Path(directory)
         self._scope = scope
-        self._limit = limit
+        self._limit = block_files.limit_of(self._directory) if limit is None else limit
+        self._conversation = conversation
 
     def read(self, context: Context, question: str | Messages) -> Prefilled:
         """Return the model after a context, loaded or read, and a question, read.
 
+        One that is damaged is read, and stored again.
+
         Raises:
-            InputError: if it is longer than the model's window.
+            InputError: if it is longer than the model's window, or an adapter is on.
             ModelError: if the model's cache cannot be stored.
         """
+        if not context:
+            return self._model.prefill(prompt.tokens(self._model, question))
         layout = prompt.layout(self._model, question)
         tokens = layout.head + self._model.encode(prompt.body(context))
         self._model.check_window(len(tokens) + len(layout.tail))
-        block = self.load(tokens)
+        try:
+            block = self.load(tokens)
+        except DerivedError:
+            block = None
         read = 0
         if block is None:
             block = self.keep(tokens)
             read = len(tokens)
+            get = self._conversation
+            if get is not None and any(get(p.conversation_id) is None for p in context.passages):
+                # Forgotten meanwhile.
+                self.path(tokens).unlink(missing_ok=True)
         made = self._model.prefill(layout.tail, self.cache(block), len(tokens))
         return made._replace(read=made.read + read)
 
@@ -84,11 +115,14 @@ class PrefixCache:
     def keep(self, tokens: Sequence[int]) -> Block:
         """Read these tokens, and store their keys and values in full."""
         model = self._model
+        check_unadapted(model)
         block = Block(*stacked(model.prefill(tokens).cache, model))
         # In the numbers they were computed in.
         bits = 8 * block.keys.element_size()
-        block_store.save(self.path(tokens), block, bits, {"model": model.fingerprint})
-        block_files.evict(self._directory, self._limit)
+        with suppress(StoreError):
+            # On a full disk, say; it is read again the next time.
+            block_store.save(self.path(tokens), block, bits, {"model": model.fingerprint})
+            block_files.evict(self._directory, self._limit)
         return block
 
     def load(self, tokens: Sequence[int]) -> Block | None:
@@ -96,7 +130,9 @@ class PrefixCache:
 
         Raises:
             DerivedError: if it is damaged.
+            InputError: if an adapter is on.
         """
+        check_unadapted(self._model)
         path = self.path(tokens)
         try:
             block = block_store.load(path, {"model": self._model.fingerprint}, self._model.model.dtype)
@@ -181,7 +217,8 @@ class BlockCache:
         conversation: returns a stored conversation by its id, or None; `LatentMemory.get`.
         scope: whose conversations these are.
         bits: of each stored number: 4, 8, 16 or 32.
-        limit: the most bytes that all blocks may take; the least recently used go first.
+        limit: the most bytes that all blocks may take, the least recently used go first; by default what was kept for
+            the directory (`block_files.keep_limit`), else 4 GB.
         size: of a stretch, in tokens.
         recompute: the share of the memory's tokens, 0 to 1, that are read anew behind all others (CacheBlend, Yao et
             al. 2025): those whose keys and values, by the first layers, change most.
@@ -200,7 +237,7 @@ class BlockCache:
         *,
         scope: str = "default",
         bits: int = BITS,
-        limit: int = LIMIT_BYTES,
+        limit: int | None = None,
         size: int = STRETCH_TOKENS,
         recompute: float = 0.0,
         whole: bool = False,
@@ -215,21 +252,22 @@ class BlockCache:
         self._conversation = conversation
         self._scope = scope
         self._bits = bits
-        self._limit = limit
+        self._limit = block_files.limit_of(self._directory) if limit is None else limit
         self._size = size
         self.recompute = recompute
         self.whole = whole
         self.nearest = nearest
         self._rotary = Rotary(model)
         # The same for all blocks, whatever instruction an application gives: they are read behind this one.
-        self._head = prompt.layout(model, "?").head
+        # And whatever the day: some templates tell it.
+        self._head = prompt.layout(model, "?", dated=False).head
         self._heads: dict[tuple[int, ...], Block] = {}
         self._stretches: dict[str, tuple[Conversation, list[Stretch]]] = {}
         self._computing = threading.Lock()
-        #: Files that were damaged and have been computed again.
-        self.damaged: list[str] = []
-        #: How many blocks have given way to others.
-        self.evicted = 0
+        #: How many files were damaged, and have been computed again.
+        self.damaged = 0
+        #: Whether `prepare` has ended since there was no room for more.
+        self.full = False
 
     # -- answering ----------------------------------------------------------------------------------------
 
@@ -239,16 +277,20 @@ class BlockCache:
         Blocks that are not stored are computed, and stored.
 
         Raises:
-            InputError: if it is longer than the model's window.
+            InputError: if it is longer than the model's window, or an adapter is on.
             DerivedError: if the memory does not hold what the context shows (any more).
             ModelMemoryError: if memory runs out.
         """
+        if not context:
+            return self._model.prefill(prompt.tokens(self._model, question))
         layout = prompt.layout(self._model, question)
         joined = self.join(context, layout.head)
         self._model.check_window(len(joined.tokens) + len(layout.tail))
         with in_memory("joining blocks"):
             if self.recompute:
-                made = recomputed(self._model, self._rotary, joined, layout.tail, self.recompute)
+                # It looks into the model's layers, which nobody else may use meanwhile.
+                with self._computing:
+                    made = recomputed(self._model, self._rotary, joined, layout.tail, self.recompute)
             else:
                 made = self._model.prefill(layout.tail, self._placed(joined), len(joined.tokens))
         return made._replace(read=made.read + joined.computed)
@@ -256,6 +298,7 @@ class BlockCache:
     def join(self, context: Context, head: Sequence[int]) -> Joined:
         """Put the context's passages together from their blocks, behind a head."""
         torch = needed("torch")
+        check_unadapted(self._model)
         first, computed = self._of_head(head)
         keys, values, tokens = [first.keys], [first.values], list(head)
         for stretch, places in self._picked(context):
@@ -307,18 +350,26 @@ class BlockCache:
         """Compute and store the blocks of conversations that are not stored yet.
 
         May be interrupted: each block is stored when it is computed. Blocks of turns that have changed since are
-        removed. Ends when the blocks have reached their limit: those that are there were needed, or come first.
+        removed. Where there is no room, other models' blocks give way; then it ends (`full`): this model's were needed,
+        or come first.
 
         Args:
             conversation_ids: of which conversations.
             progress: called with how many conversations are done.
-            go_on: called before each block; whether to compute it, or stop. May wait.
+            go_on: called before each conversation and block; whether to go on, or stop. May wait.
 
         Returns:
             How many tokens were read.
+
+        Raises:
+            InputError: if an adapter is on.
+            StoreError: if a block cannot be stored.
         """
-        read = 0
+        check_unadapted(self._model)
+        read = last = 0
         for done, conversation_id in enumerate(conversation_ids, start=1):
+            if not go_on():
+                return read
             stretches = self._of(conversation_id)
             current = {self._path(stretch) for stretch in stretches}
             # Those of other models and settings stay.
@@ -330,9 +381,13 @@ class BlockCache:
                 if not self._path(stretch).exists():
                     if not go_on():
                         return read
-                    read += self._compute(stretch)[1]
-                    if self.evicted:
+                    room = self._limit - last
+                    if self.bytes > room and block_files.evict(self._directory, room, self._prefix) > room:
+                        self.full = True
                         return read
+                    block, took = self._compute(stretch)
+                    read += took
+                    last = self._keep(stretch, block)
             if progress is not None:
                 progress(done)
         return read
@@ -355,6 +410,8 @@ class BlockCache:
         if known is None or known[0] != conversation:
             known = (conversation, stretches_of(self._model, conversation, self._scope, self._size))
             self._stretches[conversation_id] = known
+            while len(self._stretches) > _CONVERSATIONS:
+                self._stretches.pop(next(iter(self._stretches)), None)
         return known[1]
 
     @property
@@ -380,6 +437,10 @@ class BlockCache:
         block, read = self._load(stretch, rows), 0
         if block is None:
             made, read = self._compute(stretch)
+            with suppress(StoreError):
+                # On a full disk, say; it is computed again the next time.
+                self._keep(stretch, made)
+                block_files.evict(self._directory, self._limit)
             # As it was stored, so that the first answer is no other than the next; unless it is gone already.
             block = self._load(stretch, rows)
             if block is None:
@@ -395,7 +456,7 @@ class BlockCache:
             return None
         except DerivedError:
             # It is derived: what is lost is the time to compute it again.
-            self.damaged.append(str(path))
+            self.damaged += 1
             path.unlink(missing_ok=True)
             return None
 
@@ -409,13 +470,16 @@ class BlockCache:
             cache = cache_of(self._rotary.turn(head.keys, places[:count]), head.values)
             keys, values = stacked(model.prefill(stretch.tokens, cache, count).cache, model)
             block = Block(self._rotary.turn(keys[:, :, count:], -places[count:]), values[:, :, count:].contiguous())
-            path = self._path(stretch)
-            block_store.save(path, block, self._bits, self._about)
-            # It may have been forgotten, or changed, while this was computed.
-            if not any(each.digest == stretch.digest for each in self._of(stretch.conversation_id)):
-                path.unlink(missing_ok=True)
-            self.evicted += block_files.evict(self._directory, self._limit)
         return block, read + len(stretch.tokens)
+
+    def _keep(self, stretch: Stretch, block: Block) -> int:
+        """Store a block; return how many bytes it takes."""
+        path = self._path(stretch)
+        size = block_store.save(path, block, self._bits, self._about)
+        # It may have been forgotten, or changed, while it was computed.
+        if not any(each.digest == stretch.digest for each in self._of(stretch.conversation_id)):
+            path.unlink(missing_ok=True)
+        return size
 
     def _of_head(self, head: Sequence[int]) -> tuple[Block, int]:
         """Return a head's keys, without positions, and values, and how many tokens had to be read for it."""
@@ -426,4 +490,6 @@ class BlockCache:
         keys, values = stacked(self._model.prefill(head).cache, self._model)
         turned = self._rotary.turn(keys, -torch.arange(len(head), device=self._model.device))
         self._heads[tuple(head)] = Block(turned, values)
-        return self._heads[tuple(head)], len(head)
+        while len(self._heads) > _HEADS:
+            self._heads.pop(next(iter(self._heads)), None)
+        return Block(turned, values), len(head)

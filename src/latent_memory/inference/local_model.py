@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _SAMPLED = 256
 # Prompts are read in pieces: the attention mask of a long one at once would take its length squared.
 _CHUNK = 1024
+# Before a chat template that tells today's date: it tells this one then.
+_ANOTHER_DAY = "{%- macro strftime_now(format) -%}1 January 2024{%- endmacro -%}"
+# Less than this is greedy: probabilities would overflow.
+_COLDEST = 1e-4
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -76,6 +80,7 @@ class LocalModel:
     Attributes:
         device: where it computes.
         window: the most tokens it was made to read.
+        adapted: whether an adapter is on; then what is computed is not the model's own.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, dtype: str = "fp32") -> None:
@@ -83,6 +88,7 @@ class LocalModel:
         self.tokenizer = tokenizer
         self.name = name
         self.dtype = dtype
+        self.adapted = False
         self.device = str(model.device)
         self.window = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         # transformers 5.24 renames the argument, model by model.
@@ -129,7 +135,7 @@ class LocalModel:
                     model, tokenizer = read(local_files_only=True)
                 if model is None:
                     model, tokenizer = read()
-            except (OSError, ValueError, KeyError, TypeError, damaged) as error:
+            except (OSError, ValueError, KeyError, TypeError, ImportError, damaged) as error:
                 raise ModelError(why(str(name), error)) from error
             local = cls(model.eval().requires_grad_(False), tokenizer, str(name), dtype)
             if dtype == "int8":
@@ -154,8 +160,12 @@ class LocalModel:
         """Return how many tokens a text has; for `LatentMemory.context(tokenizer=...)`."""
         return len(self.encode(text))
 
-    def template(self, messages: Messages) -> str:
+    def template(self, messages: Messages, *, dated: bool = True) -> str:
         """Return the messages in the model's chat template, up to where its answer begins.
+
+        Args:
+            messages: of one conversation.
+            dated: let a template that tells today's date tell it; otherwise it tells the same day always.
 
         Raises:
             InputError: if the template does not take these messages, such as two of the user's in a row.
@@ -166,7 +176,11 @@ class LocalModel:
         from jinja2.exceptions import TemplateError
 
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+            own = None if dated else _ANOTHER_DAY + self.tokenizer.get_chat_template()
+            made = self.tokenizer.apply_chat_template(
+                list(messages), chat_template=own, tokenize=False, add_generation_prompt=True
+            )
+            return str(made)
         except TemplateError as error:
             raise InputError(f"messages: the chat template of {self.name} does not take them: {error}") from None
 
@@ -262,7 +276,7 @@ class LocalModel:
         """
         torch = needed("torch")
         generator = None
-        if sampling.temperature > 0:
+        if sampling.temperature > _COLDEST:
             generator = torch.Generator(device="cpu")
             if sampling.seed is None:
                 generator.seed()

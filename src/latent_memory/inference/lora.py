@@ -179,6 +179,8 @@ def train(
     )
     with as_ours(directory):
         directory.mkdir(parents=True, exist_ok=True)
+    if (directory / "bridge.safetensors").exists():
+        raise InputError(f"{directory}: holds a bridge; give another directory, or name")
     try:
         with filelock.FileLock(directory / _LOCK, timeout=0):
             if not fresh and (done := _there(directory, manifest)):

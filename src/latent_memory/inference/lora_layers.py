@@ -55,6 +55,7 @@ class Layers:
             except ValueError as error:
                 raise ModelError(f"{model.name}: its layers cannot be adapted: {str(error)[:300]}") from error
         del model.model.peft_config
+        self._local = model
         self._model = model.model
         self._layers = {
             name: module for name, module in model.model.named_modules() if isinstance(module, lora.LoraLayer)
@@ -74,13 +75,13 @@ class Layers:
         if any(self._model.get_submodule(name) is not module for name, module in self._own.items()):
             raise InputError("another adapter of the model is on; switch it off first")
         self._put(self._layers)
-        self.is_on = True
+        self.is_on = self._local.adapted = True
 
     def off(self) -> None:
         """Let the model compute as if there were no adapter."""
         if self.is_on:
             self._put(self._own)
-            self.is_on = False
+            self.is_on = self._local.adapted = False
 
     @contextlib.contextmanager
     def switched(self, on: bool) -> Iterator[None]:

@@ -205,6 +205,8 @@ class Training:
             raise
         finally:
             self._layers.off()
+        with uninterrupted():
+            self._keep()
         self._layers.scale(self._settings.strength)
         held_out_loss, drift = self._measured(adapted=True), self._drift()
         with uninterrupted():

@@ -38,7 +38,12 @@ def device_of(device: str | None) -> str:
         there.insert(0, "cuda")
     if device is None:
         return there[0]
-    if device.partition(":")[0] not in there:
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        asked = None
+    known = asked is not None and asked.type in there
+    if not known or (asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"device: {device!r} is not on this machine; there is {', '.join(there)}")
     return device
 
@@ -109,7 +114,15 @@ def converted(path: Path) -> Path:
                     given = {"gguf_file": path.name}
                     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **given, dtype=torch.float32)
                     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
-                except (ValueError, KeyError, IndexError, TypeError, NotImplementedError, struct.error) as error:
+                except (
+                    ValueError,
+                    KeyError,
+                    IndexError,
+                    TypeError,
+                    NotImplementedError,
+                    ImportError,
+                    struct.error,
+                ) as error:
                     raise ModelError(why(str(path), error)) from error
             temporary = beside(directory)
             temporary.mkdir()
@@ -128,8 +141,9 @@ def converted(path: Path) -> Path:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-    except OSError as error:
-        raise ModelError(f"cannot keep a copy of {path} in {directory.parent}: {error.strerror or error}") from error
+    except (OSError, needed("safetensors").SafetensorError) as error:
+        why_not = getattr(error, "strerror", None) or error
+        raise ModelError(f"cannot keep a copy of {path} in {directory.parent}: {why_not}") from error
     return directory
 
 

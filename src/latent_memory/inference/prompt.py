@@ -62,17 +62,17 @@ def messages(question: str | Messages, memory: str | Context = "") -> list[dict[
     return [{"role": "system", "content": f"{own}\n\n{text}" if text else own}, *rest]
 
 
-def rendered(model: LocalModel, question: str | Messages, memory: str | Context = "") -> str:
+def rendered(model: LocalModel, question: str | Messages, memory: str | Context = "", *, dated: bool = True) -> str:
     """Return the whole prompt as text; with models that know no system message, that stands in the first message."""
     told = messages(question, memory)
     try:
-        text = model.template(told)
+        text = model.template(told, dated=dated)
     except InputError:
         text = ""
     if told[0]["content"].strip() not in text:
         first = told[1] if len(told) > 1 else {"role": "user", "content": ""}
         merged = {"role": first["role"], "content": f"{told[0]['content']}\n\n{first['content']}"}
-        text = model.template([merged, *told[2:]])
+        text = model.template([merged, *told[2:]], dated=dated)
     return text
 
 
@@ -81,9 +81,9 @@ def tokens(model: LocalModel, question: str | Messages, memory: str | Context = 
     return model.encode(rendered(model, question, memory))
 
 
-def layout(model: LocalModel, question: str | Messages) -> Layout:
+def layout(model: LocalModel, question: str | Messages, *, dated: bool = True) -> Layout:
     """Return the tokens before and after the memory, whose own tokens stand in one fence between them."""
-    text = rendered(model, question, f"{OPENING}{_HERE}{CLOSING}")
+    text = rendered(model, question, f"{OPENING}{_HERE}{CLOSING}", dated=dated)
     before, here, after = text.partition(_HERE)
     if not here:
         raise InputError(f"the chat template of {model.name} leaves out the message that holds the memory")
