@@ -178,12 +178,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         ]
         if times:
             right.plot(*zip(*times, strict=True), label=way, color=colours[way], marker="o")
-    left.set(title="Share of text's gain", xlabel="tokens of memory", xscale="log", ylim=(-0.5, 1.6))
+    left.set(title="Share of text's gain", xlabel="tokens of memory", xscale="log", ylim=(-0.6, 3.2))
     right.set(title="Seconds to the first token", xlabel="tokens of memory", xscale="log", yscale="log")
     for axes in (left, right):
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
+    right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
