@@ -25,6 +25,7 @@ import re
 import statistics
 import string
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -352,7 +353,7 @@ def main() -> None:
     options.add_argument("data", type=Path, help="LoCoMo's file")
     options.add_argument("--model", default="smollm2")
     options.add_argument("--device")
-    options.add_argument("--work", type=Path, default=Path("in_model"), help="where memory and blocks are kept")
+    options.add_argument("--work", type=Path, help="keep memory and blocks here, for the next run")
     options.add_argument("--rows", type=Path, help="keep what was measured here, and measure what is missing")
     options.add_argument("--questions", type=int, default=60, help="how many, at 1,000 tokens")
     options.add_argument("--others", type=int, default=20, help="how many at the other sizes")
@@ -376,7 +377,9 @@ def main() -> None:
         told.questions, told.others, told.sizes, told.time = 2, 0, "500", 0
     rows = reports.read(told.rows)
     if not told.report:
-        run(told, rows)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            told.work = told.work or Path(temporary)
+            run(told, rows)
     reports.report(rows, told.json)
     if told.plot:
         reports.plot(rows, told.plot)
