@@ -477,6 +477,7 @@ def measure_times(
 
 def restart(ways: Ways, memory: LatentMemory, question: Question, model: LocalModel, bits: int) -> dict[str, Any]:
     """Return what a memory of 2,000 tokens takes on disk, and how long a new process takes to load and join it."""
+    # Of a size of its own, so that they have a directory of their own, and nothing is there yet.
     blocks = ways.blocks(question.scope, bits=bits, size=257)
     context = memory.context(question.text, 2000, scope=question.scope, tokenizer=model.count_tokens)
     head = prompt.layout(model, "?").head

@@ -12,7 +12,7 @@ import pytest
 from latent_memory import Conversation, LatentMemory, Turn, bridges
 from latent_memory.errors import DerivedError, InputError
 from latent_memory.inference.lora import Adapter
-from tiny_model import tiny_model
+from tiny_model import saved, tiny_model
 
 pytest.importorskip("transformers")
 
@@ -22,11 +22,7 @@ QUICK = ("--reading", 2, "--answering", 1, "--soft", 2, "--keywords", 3)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    made = tiny_model()
-    made.model.save_pretrained(place)
-    made.tokenizer.save_pretrained(place)
-    return place
+    return saved(tiny_model(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

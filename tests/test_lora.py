@@ -437,13 +437,10 @@ def test_finetune_trains_and_goes_on(
 def test_the_real_model_learns_a_few_steps(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     pytest.importorskip("gguf")
-    from latent_memory.inference.local_model import LocalModel
     from latent_memory.inference.lora import Adapter, train
+    from tiny_model import real_model
 
-    try:
-        real = LocalModel.load("smollm2", device="cpu")
-    except ModelError as error:
-        pytest.skip(str(error))
+    real = real_model()
     said = Turn("user", "My sister's dog is called Bartholomew.", name="Ana")
     one = Conversation("c", [said], timestamp=datetime(2024, 5, 8, tzinfo=UTC))
     train(real, [one], tmp_path, settings=settings(passes=5, questions=1, rate=2e-3, batch=256, own=0))

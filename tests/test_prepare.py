@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from latent_memory import Conversation, LatentMemory, Turn
-from tiny_model import tiny_model
+from tiny_model import saved, tiny_model
 
 pytest.importorskip("transformers")
 
@@ -19,11 +19,7 @@ Cli = Callable[..., CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    made = tiny_model()
-    made.model.save_pretrained(place)
-    made.tokenizer.save_pretrained(place)
-    return place
+    return saved(tiny_model(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

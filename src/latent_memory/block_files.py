@@ -19,6 +19,8 @@ from latent_memory.files import as_ours, written
 
 NAME = "blocks"
 SUFFIX = ".safetensors"
+# What the names of stored prefixes begin with.
+PREFIX = "prefix-"
 # What all blocks may take on the disk, unless another limit was kept; the least recently used go first.
 LIMIT_BYTES = 4_000_000_000
 _LIMIT = "limit"
@@ -72,13 +74,13 @@ def use(path: Path) -> None:
         os.utime(path)
 
 
-def evict(directory: Path, limit: int, spare: str = "") -> int:
+def evict(directory: Path, limit: int, spare: tuple[str, ...] = ()) -> int:
     """Remove the blocks that were not used for the longest time, until all of them have at most `limit` bytes.
 
     Args:
         directory: that they lie in.
         limit: in bytes.
-        spare: those whose names begin with this stay; "" for none.
+        spare: those whose names begin with one of these stay.
 
     Returns:
         How many bytes they have then.
@@ -93,7 +95,7 @@ def evict(directory: Path, limit: int, spare: str = "") -> int:
     for _, size, path in sorted(found):
         if total <= limit:
             break
-        if not (spare and path.name.startswith(spare)):
+        if not path.name.startswith(spare):
             with contextlib.suppress(OSError):
                 path.unlink()
                 total -= size

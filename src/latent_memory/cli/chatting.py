@@ -15,7 +15,7 @@ import click
 
 from latent_memory.cli.ending import PROGRAM, note
 from latent_memory.cli.opening import open_memory, place_of, telling_if_stopped
-from latent_memory.cli.options import EMBEDDER, SCOPE, STORE, Command, options
+from latent_memory.cli.options import DEVICE, DTYPE, EMBEDDER, MODEL, SCOPE, STORE, Command, options
 from latent_memory.errors import InputError, LatentMemoryError
 from latent_memory.output import harmless, many
 
@@ -37,13 +37,7 @@ Ctrl-C while the model answers stops the answer; at the prompt it ends the chat.
 
 
 @click.command(cls=Command, short_help="Talk to a local model that remembers.")
-@click.option(
-    "--model",
-    metavar="NAME",
-    default="smollm2",
-    show_default=True,
-    help="A directory with safetensors, a GGUF file, a name on the Hugging Face hub, or smollm2.",
-)
+@MODEL
 @click.option(
     "--mode",
     type=click.Choice(["prompt", "kv", "soft", "lora", "none"]),
@@ -82,8 +76,8 @@ Ctrl-C while the model answers stops the answer; at the prompt it ends the chat.
     type=click.Path(path_type=Path),
     help="Of the mode soft: the bridge. Default: the one of the scope.",
 )
-@click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
-@click.option("--dtype", metavar="NAME", help="fp32, bf16, fp16 or int8. Default: fp32 on a CPU, else bf16 or fp16.")
+@DEVICE
+@DTYPE
 @click.option("--show-memory", is_flag=True, help="Print the whole block of memory for each question.")
 @options(EMBEDDER)
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a line of JSON.")
@@ -195,6 +189,8 @@ def _preparing(way: Way, memory: LatentMemory, scope: str) -> Iterator[Callable[
         yield background.paused
     finally:
         background.close()
+        if background.error is not None:
+            note(f"not all keys and values were prepared: {background.error}")
 
 
 def _begin(talk: Chat, conversation: str | None) -> None:

@@ -37,6 +37,24 @@ EMBEDDER = click.option(
     help="minilm, hashing, sentence-transformers:MODEL or openai:MODEL. Default: what the memory was made with; minilm "
     "for a new one.",
 )
+MODEL = click.option(
+    "--model",
+    metavar="NAME",
+    default="smollm2",
+    show_default=True,
+    help="A directory with safetensors, a GGUF file, a name on the Hugging Face hub, or smollm2.",
+)
+DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
+DTYPE = click.option(
+    "--dtype", metavar="NAME", help="fp32, bf16, fp16 or int8. Default: fp32 on a CPU, else bf16 or fp16."
+)
+# Weights of 8 bits cannot be trained on.
+TRAINED_DTYPE = click.option(
+    "--dtype", metavar="NAME", help="fp32, bf16 or fp16. Default: fp32 on a CPU, else bf16 or fp16."
+)
+SEED = click.option(
+    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of all that is random."
+)
 FORMAT = click.option(
     "--format",
     "layout",

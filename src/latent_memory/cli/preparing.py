@@ -8,29 +8,20 @@ import click
 
 from latent_memory.cli.ending import PROGRAM, leave, note
 from latent_memory.cli.opening import open_memory, telling_if_stopped
-from latent_memory.cli.options import JSON, SCOPE, STORE, Command, options
+from latent_memory.cli.options import DEVICE, DTYPE, JSON, MODEL, SCOPE, STORE, Command, options
 from latent_memory.errors import InputError
 from latent_memory.output import many, progress, say, say_json
 
 
 @click.command(cls=Command, short_help="Compute a model's keys and values of a memory ahead of time.")
-@click.option(
-    "--model",
-    metavar="NAME",
-    default="smollm2",
-    show_default=True,
-    help="A directory with safetensors, a GGUF file, a name on the Hugging Face hub, or smollm2.",
-)
-@options(STORE, SCOPE)
+@options(MODEL, STORE, SCOPE)
 @click.option(
     "--limit",
     metavar="GB",
     type=click.FloatRange(min=0, min_open=True),
     help="The most that all stored keys and values may take on the disk, from now on. Default: what was set, else 4.",
 )
-@click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
-@click.option("--dtype", metavar="NAME", help="fp32, bf16, fp16 or int8. Default: fp32 on a CPU, else bf16 or fp16.")
-@options(JSON)
+@options(DEVICE, DTYPE, JSON)
 def prepare(
     model: str,
     store: Path | None,

@@ -15,7 +15,7 @@ import click
 
 from latent_memory.cli.ending import PROGRAM, leave, note
 from latent_memory.cli.opening import open_memory, telling_if_stopped
-from latent_memory.cli.options import JSON, SCOPE, STORE, Command, options
+from latent_memory.cli.options import DEVICE, JSON, MODEL, SCOPE, SEED, STORE, TRAINED_DTYPE, Command, options
 from latent_memory.errors import InputError
 from latent_memory.output import harmless, many, say, say_json
 
@@ -27,14 +27,7 @@ _KINDS = ("talk", "record", "when", "who", "about", "fact")
 
 
 @click.command(cls=Command, short_help="Train an adapter that holds this memory.")
-@click.option(
-    "--model",
-    metavar="NAME",
-    default="smollm2",
-    show_default=True,
-    help="A directory with safetensors, a GGUF file, a name on the Hugging Face hub, or smollm2.",
-)
-@options(STORE, SCOPE)
+@options(MODEL, STORE, SCOPE)
 @click.option("--name", metavar="NAME", help="Of the adapter, which is kept in the store. Default: the scope.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Keep the adapter there instead.")
 @click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="A higher one holds more.")
@@ -58,11 +51,9 @@ _KINDS = ("talk", "record", "when", "who", "about", "fact")
     show_default=True,
     help="The share of the memory that is held out; 0 to train on all of it.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of all that is random.")
+@SEED
 @click.option("--fresh", is_flag=True, help="Begin anew, in the place of the adapter that is there.")
-@click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
-@click.option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. Default: fp32 on a CPU, else bf16 or fp16.")
-@options(JSON)
+@options(DEVICE, TRAINED_DTYPE, JSON)
 def finetune(
     model: str,
     store: Path | None,
@@ -174,14 +165,7 @@ def _report_json(report: TrainReport) -> dict[str, Any]:
 
 
 @click.command(cls=Command, short_help="Train a bridge from stored vectors to soft tokens.")
-@click.option(
-    "--model",
-    metavar="NAME",
-    default="smollm2",
-    show_default=True,
-    help="A directory with safetensors, a GGUF file, a name on the Hugging Face hub, or smollm2.",
-)
-@options(STORE, SCOPE)
+@options(MODEL, STORE, SCOPE)
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Keep the bridge there. Default: the store."
 )
@@ -197,11 +181,9 @@ def _report_json(report: TrainReport) -> dict[str, Any]:
     "--reading", type=click.IntRange(min=1), default=1000, show_default=True, help="Steps of the first stage."
 )
 @click.option("--answering", type=click.IntRange(min=0), default=150, show_default=True, help="Steps of the second.")
-@click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Of all that is random.")
+@SEED
 @click.option("--fresh", is_flag=True, help="Begin anew, in the place of the bridge that is there.")
-@click.option("--device", metavar="NAME", help="cpu, cuda or mps. Default: the fastest there is.")
-@click.option("--dtype", metavar="NAME", help="fp32, bf16 or fp16. Default: fp32 on a CPU, else bf16 or fp16.")
-@options(JSON)
+@options(DEVICE, TRAINED_DTYPE, JSON)
 def bridge(
     model: str,
     store: Path | None,

@@ -76,6 +76,7 @@ def opened(path: Path, name: str | None = None) -> Iterator[Archive]:
         return
     try:
         archive = zipfile.ZipFile(path)
+    # What zipfile raises: NotImplementedError for a version or compression that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ArchiveError(f"{name}: a zip that cannot be read ({error}); download it again") from None
     with archive:
@@ -100,6 +101,7 @@ def _zip(archive: zipfile.ZipFile, name: str, budget: int) -> Archive:
             raise ArchiveError(_bomb(name, member))
         try:
             stream = archive.open(info)
+        # RuntimeError: it is encrypted.
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
             raise ArchiveError(f"{name}, {_shown(member)}: cannot be unpacked ({error})") from None
         return cast(BinaryIO, io.BufferedReader(_Counted(stream, name, member, left), 1 << 16))

@@ -6,14 +6,12 @@ channel; values have none, so theirs are by token.
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from latent_memory import files
 from latent_memory.errors import DerivedError, InputError
+from latent_memory.inference import tensor_files
 from latent_memory.inference.extra import needed
 
 if TYPE_CHECKING:
@@ -60,13 +58,7 @@ def save(path: Path, block: Block, bits: int, about: Mapping[str, str]) -> int:
         "tokens": str(block.keys.shape[-2]),
         "dimension": str(block.values.shape[-1]),
     }
-    told |= dict(about)
-    data: bytes = needed("safetensors.torch").save(tensors, told | {"sum": _sum(tensors, told)})
-    with files.as_ours(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with files.written(path) as file:
-        file.write(data)
-    return len(data)
+    return tensor_files.save(path, tensors, told | dict(about))
 
 
 def load(path: Path, about: Mapping[str, str], dtype: torch.dtype, rows: Any = None) -> Block:
@@ -82,17 +74,7 @@ def load(path: Path, about: Mapping[str, str], dtype: torch.dtype, rows: Any = N
         FileNotFoundError: if it is not there.
         DerivedError: if it is damaged, or was written about something else.
     """
-    safetensors = needed("safetensors")
-    try:
-        with safetensors.safe_open(path, framework="pt") as opened:
-            told = dict(opened.metadata() or {})
-            # offset_keys, not keys: a safetensors file can be mapped in any order.
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise DerivedError(f"{path}: is damaged ({error}); delete it, and it will be computed again") from None
-    given = told.pop("sum", "")
-    if given != _sum(tensors, told):
-        raise DerivedError(f"{path}: is damaged (wrong checksum); delete it, and it will be computed again")
+    tensors, told = tensor_files.load(path, "delete it, and it will be computed again")
     expected = {"version": str(VERSION)} | dict(about)
     wrong = [name for name, value in expected.items() if told.get(name) != value]
     if wrong:
@@ -109,16 +91,6 @@ def load(path: Path, about: Mapping[str, str], dtype: torch.dtype, rows: Any = N
         _unpacked(parts["keys"], bits, -2, tokens, dtype, rows),
         _unpacked(parts["values"], bits, -1, dimension, dtype, rows),
     )
-
-
-def _sum(tensors: Mapping[str, torch.Tensor], told: Mapping[str, str]) -> str:
-    torch = needed("torch")
-    value = zlib.crc32(json.dumps(sorted(told.items())).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
-    return f"{value:08x}"
 
 
 def _packed(tensor: torch.Tensor, bits: int, axis: int) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latent_memory.errors import InputError
-from latent_memory.inference import prompt
+from latent_memory.inference import prompt, tensor_files
 from latent_memory.inference.bridge_lessons import (
     Asked,
     answer_loss,
@@ -46,7 +46,6 @@ from latent_memory.inference.soft_tokens import (
     checked,
     load,
     on_device,
-    save,
 )
 from latent_memory.late import TokenVectors
 from latent_memory.records import Passage
@@ -367,7 +366,7 @@ class _Run:
             for part, value in self.optimizer.state.get(tensor, {}).items():
                 tensors[f"optimizer/{part}/{name}"] = value
         state = {"step": self.step, "stage": self.stage, "seed": self.seed, "loss": self.loss, "before": self.before}
-        save(path, tensors, self.bridge.about | {"what": "checkpoint", "state": json.dumps(state)})
+        tensor_files.save(path, tensors, self.bridge.about | {"what": "checkpoint", "state": json.dumps(state)})
 
     def restore(self, path: Path) -> None:
         """Go on from where a training was.

@@ -110,7 +110,7 @@ class PrefixCache:
     def path(self, tokens: Sequence[int]) -> Path:
         """Return where the keys and values of these tokens are stored, if they are."""
         name = block_files.digest(self._model.fingerprint, ",".join(map(str, tokens)))
-        return block_files.prefixes(self._directory, self._scope) / f"{name}{block_files.SUFFIX}"
+        return block_files.prefixes(self._directory, self._scope) / f"{block_files.PREFIX}{name}{block_files.SUFFIX}"
 
     def keep(self, tokens: Sequence[int]) -> Block:
         """Read these tokens, and store their keys and values in full."""
@@ -158,7 +158,7 @@ class Background:
         self._free = threading.Event()
         self._free.set()
         self._ended = False
-        #: What ended it too early, such as a full disk; blocks are then computed when they are needed.
+        #: What ended it too early, such as a full disk; other blocks are computed when they are needed.
         self.error: LatentMemoryError | None = None
         # A daemon: a block that is being computed is not worth waiting for at the end of the program.
         self._thread = threading.Thread(target=self._run, args=(blocks, list(conversation_ids)), daemon=True)
@@ -382,7 +382,8 @@ class BlockCache:
                     if not go_on():
                         return read
                     room = self._limit - last
-                    if self.bytes > room and block_files.evict(self._directory, room, self._prefix) > room:
+                    spare = (self._prefix, block_files.PREFIX)
+                    if self.bytes > room and block_files.evict(self._directory, room, spare) > room:
                         self.full = True
                         return read
                     block, took = self._compute(stretch)

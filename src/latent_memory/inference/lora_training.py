@@ -8,7 +8,6 @@ one that was not.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import random
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latent_memory.adapters import CONFIG, WEIGHTS, Manifest, count
-from latent_memory.errors import DerivedError, InputError
+from latent_memory.errors import InputError
 from latent_memory.files import sha256_of, uninterrupted, written
-from latent_memory.inference import prompt
+from latent_memory.inference import prompt, tensor_files
 from latent_memory.inference.extra import needed
 from latent_memory.inference.local_model import LocalModel
 from latent_memory.inference.lora_layers import layers_of
@@ -349,18 +348,14 @@ class Training:
 
     def _keep(self) -> None:
         """Write a checkpoint: weights, the optimiser's state, the model's own texts, and the losses so far."""
-        safetensors = needed("safetensors.torch")
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self._weights.items()}
         for name, parameter in self._weights.items():
             for part, value in self._optimiser.state.get(parameter, {}).items():
                 tensors[f"{part}/{name}"] = value
         if self._own is not None:
             tensors["own"] = self._own
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         told = {"step": self._step, "losses": self._losses, "validation": self._validation}
-        data = safetensors.save(tensors, {"told": json.dumps({**told, "sum": _sum(tensors)})})
-        with written(self._directory / CHECKPOINT) as file:
-            file.write(data)
+        tensor_files.save(self._directory / CHECKPOINT, tensors, {"told": json.dumps(told)})
         self._write_losses()
 
     def _resume(self) -> None:
@@ -368,17 +363,8 @@ class Training:
         path = self._directory / CHECKPOINT
         if not path.exists():
             return
-        safetensors = needed("safetensors")
-        try:
-            with safetensors.safe_open(path, "pt", device="cpu") as file:
-                told = json.loads((file.metadata() or {})["told"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if told["sum"] != _sum(tensors):
-                raise ValueError
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError):
-            raise DerivedError(
-                f"{path}: damaged. Delete it to begin this training anew (or use fresh, --fresh)"
-            ) from None
+        tensors, kept = tensor_files.load(path, "delete it to begin this training anew (or use fresh, --fresh)")
+        told = json.loads(kept["told"])
         self._layers.load({n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}, path)
         for name, parameter in self._weights.items():
             if f"exp_avg/{name}" in tensors:
@@ -443,15 +429,6 @@ def _schedule(at: int, steps: int) -> float:
     """Return the share of the highest rate for a step: up in the first few, then down along a cosine."""
     falling = _LEAST_RATE + (1 - _LEAST_RATE) * (1 + math.cos(math.pi * at / steps)) / 2
     return min(1.0, (at + 1) / max(1, min(_WARM_UP, steps // 10))) * falling
-
-
-def _sum(tensors: dict[str, Tensor]) -> str:
-    torch = needed("torch")
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _listed(value: object) -> object:

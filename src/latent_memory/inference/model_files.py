@@ -24,6 +24,9 @@ SMOLLM2 = "smollm2"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32"}
 MODELS_VARIABLE = "LATENT_MEMORY_MODELS"
 
+# What transformers raises for a GGUF file that is none, is cut, or holds what it does not know (NotImplementedError: a
+# way of quantising; ImportError: one that needs another package).
+_UNREADABLE = (ValueError, KeyError, IndexError, TypeError, NotImplementedError, ImportError, struct.error)
 # What the copy of a GGUF file was made by; another number makes it anew.
 _CONVERSION = 1
 
@@ -114,15 +117,7 @@ def converted(path: Path) -> Path:
                     given = {"gguf_file": path.name}
                     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **given, dtype=torch.float32)
                     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
-                except (
-                    ValueError,
-                    KeyError,
-                    IndexError,
-                    TypeError,
-                    NotImplementedError,
-                    ImportError,
-                    struct.error,
-                ) as error:
+                except _UNREADABLE as error:
                     raise ModelError(why(str(path), error)) from error
             temporary = beside(directory)
             temporary.mkdir()

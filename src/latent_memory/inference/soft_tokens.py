@@ -17,7 +17,6 @@ from the passage's embedding alone, which holds far less.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from latent_memory import files
 from latent_memory.context import written
 from latent_memory.errors import DerivedError, InputError
-from latent_memory.inference import prompt
+from latent_memory.inference import prompt, tensor_files
 from latent_memory.inference.extra import in_memory, needed
 from latent_memory.inference.local_model import LocalModel, Messages, Prefilled
 from latent_memory.late import TokenVectors
@@ -310,7 +308,7 @@ class Bridge:
 
     def save(self, path: Path) -> None:
         """Write the bridge to a file, as a whole or not at all."""
-        save(path, self.weights, self.about | {"what": "bridge"})
+        tensor_files.save(path, self.weights, self.about | {"what": "bridge"})
 
     @property
     def about(self) -> dict[str, str]:
@@ -359,42 +357,16 @@ def on_device(weights: Mapping[str, torch.Tensor], model: LocalModel) -> dict[st
     return {name: tensor.to(model.device) for name, tensor in weights.items()}
 
 
-def save(path: Path, tensors: Mapping[str, torch.Tensor], told: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, with what is told of them and a checksum of both."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data: bytes = needed("safetensors.torch").save(whole, {**told, "sum": _sum(whole, told)})
-    with files.as_ours(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with files.written(path) as file:
-        file.write(data)
-
-
 def load(path: Path, expected: Mapping[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read what `save` has written.
+    """Read a bridge's tensors, or a checkpoint's, and what is told of them.
 
     Raises:
         DerivedError: if it is not there, is damaged, or is something else.
     """
-    safetensors = needed("safetensors")
     try:
-        with safetensors.safe_open(path, framework="pt") as opened:
-            told = dict(opened.metadata() or {})
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        tensors, told = tensor_files.load(path, "train it anew")
     except FileNotFoundError:
         raise DerivedError(f"{path}: there is none; train a bridge first") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DerivedError(f"{path}: is damaged ({error}); train it anew") from None
-    if told.pop("sum", "") != _sum(tensors, told):
-        raise DerivedError(f"{path}: is damaged (wrong checksum); train it anew")
     if any(told.get(name) != value for name, value in expected.items()):
         raise DerivedError(f"{path}: is no {expected.get('what')} of this version; train it anew")
     return tensors, told
-
-
-def _sum(tensors: Mapping[str, torch.Tensor], told: Mapping[str, str]) -> str:
-    torch = needed("torch")
-    digest = hashlib.sha256(json.dumps(sorted(told.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
