@@ -552,6 +552,7 @@ def test_the_mode_soft_takes_a_trained_bridge(talk: Cli, filled: Path, model: Pa
         (["--device", "abacus"], "device: 'abacus' is not on this machine"),
         (["--dtype", "fp3"], "dtype: 'fp3' is unknown"),
         (["--model", "nowhere/at-all.gguf"], "no model at nowhere/at-all.gguf"),
+        (["--conversation", " "], "--conversation: empty"),
         (["--mode", "soft"], "there is none; train a bridge first"),
         (["--mode", "soft", "--bridge", "nowhere.safetensors"], "nowhere.safetensors: there is none"),
         (["--mode", "lora", "--adapter", "nowhere"], "nowhere"),

@@ -78,6 +78,9 @@ def test_what_is_not_there_is_told(name: str) -> None:
 
 
 def test_a_directory_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no model: there is no config\.json"):
+        LocalModel.load(tmp_path, device="cpu")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match=r"cannot be loaded|not supported"):
         LocalModel.load(tmp_path, device="cpu")
 

@@ -78,7 +78,9 @@ class Manifest:
         try:
             told = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise DerivedError(f"no adapter at {directory}: it has no {MANIFEST}") from None
+            raise DerivedError(
+                f"no adapter at {directory}: it has no {MANIFEST}. Train one there with: latent-memory finetune"
+            ) from None
         except OSError as error:
             raise DerivedError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError:

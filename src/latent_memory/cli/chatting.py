@@ -113,6 +113,8 @@ def chat(
     from latent_memory.inference import ways
     from latent_memory.inference.local_model import LocalModel, Sampling
 
+    if conversation is not None and not conversation.strip():
+        raise click.UsageError("--conversation: empty; give an id, or leave it out for a new one")
     if system is not None and not system.strip():
         raise click.UsageError("--system: empty; tell the model something, or leave it out")
     # Before the memory: nothing is made if there is no model.

@@ -145,14 +145,20 @@ def converted(path: Path) -> Path:
 def why(name: str, error: Exception) -> str:
     """Return what to say of a model that cannot be loaded."""
     text = " ".join(str(error).split())
+    place = Path(name).expanduser()
+    if place.is_dir() and not (place / "config.json").exists():
+        return (
+            f"{name}: holds no model: there is no config.json in it. Give a directory that a model was saved to, a "
+            f"GGUF file, or {SMOLLM2}"
+        )
     if "architecture" in text or "Unrecognized" in text or "model type" in text:
         return f"{name}: its architecture is not supported by this version of transformers: {text[:300]}"
-    if isinstance(error, OSError) and not Path(name).expanduser().exists():
+    if isinstance(error, OSError) and not place.exists():
         return (
             f"{name}: no such file or directory, and it cannot be loaded from the hub (offline?). Give the path of a "
             f"directory with safetensors, or of a GGUF file, or {SMOLLM2}"
         )
-    return f"{name}: cannot be loaded as a language model: {text[:300]}"
+    return f"{name}: cannot be loaded as a language model; give another file, or get this one again: {text[:300]}"
 
 
 class quiet:  # noqa: N801

@@ -366,7 +366,7 @@ def load(path: Path, expected: Mapping[str, str]) -> tuple[dict[str, torch.Tenso
     try:
         tensors, told = tensor_files.load(path, "train it anew")
     except FileNotFoundError:
-        raise DerivedError(f"{path}: there is none; train a bridge first") from None
+        raise DerivedError(f"{path}: there is none; train a bridge first, with: latent-memory bridge") from None
     if any(told.get(name) != value for name, value in expected.items()):
         raise DerivedError(f"{path}: is no {expected.get('what')} of this version; train it anew")
     return tensors, told
