@@ -448,6 +448,9 @@ class LatentMemory:
 
         Returns:
             How many conversations were there and are gone.
+
+        Raises:
+            StoreError: also if stored keys and values cannot be deleted; all else is gone then.
         """
         check_scope(scope)
         if (conversation_id is None) != everything:
@@ -457,8 +460,6 @@ class LatentMemory:
             self._home.check_change()
         scope_id = self._store.scope_id(scope)
         gone = 0 if scope_id is None else self._store.forget(scope_id, ids)
-        # Also of what was not there: a block may have been left behind by a process that was killed.
-        block_files.drop(self.block_directory, scope, ids)
         if gone and scope_id is not None:
             index = self._index(scope_id)
             if self._store.scope_id(scope) != scope_id:
@@ -467,6 +468,8 @@ class LatentMemory:
             else:
                 index.commit_deletions()
             self._changed()
+        # Last, since it may fail. Also of what was not there: a killed process may have left a block behind.
+        block_files.drop(self.block_directory, scope, ids)
         return gone
 
     # -- what one wants to know ---------------------------------------------------------------------------
