@@ -20,10 +20,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime
 
 from common import QUESTIONS, Report, chat, parser
-from latent_memory import LatentMemory
+from latent_memory import LatentMemory, onnx_runtime
 from latent_memory.embedders import load
 from latent_memory.embedders.onnx import OnnxEmbedder
 from latent_memory.passages import spoken
@@ -39,7 +38,7 @@ class Plain:
     """The same model as most programs run it: one session with default options, batches as they come."""
 
     def __init__(self, embedder: OnnxEmbedder) -> None:
-        self._session = onnxruntime.InferenceSession(embedder._model(), providers=["CPUExecutionProvider"])
+        self._session = onnx_runtime.load().InferenceSession(embedder._model(), providers=["CPUExecutionProvider"])
         self._tokenizer = embedder._tokenizer
 
     def embed(self, texts: Sequence[str], batch: int = 32) -> None:
@@ -109,7 +108,7 @@ began = time.perf_counter()
 marks = [("", began)]
 def mark(name): marks.append((name, time.perf_counter()))
 import numpy, sqlite3; mark("import numpy, sqlite3")
-import onnxruntime; mark("import onnxruntime")
+from latent_memory.onnx_runtime import load; load(); mark("import onnxruntime")
 import faiss; mark("import faiss")
 import tantivy, tokenizers; mark("import tantivy, tokenizers")
 import latent_memory.cli, latent_memory.memory; mark("import latent_memory")

@@ -4,6 +4,9 @@ import base64
 import hashlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -184,3 +187,13 @@ def test_only_the_first_256_tokens_are_read(embedder: OnnxEmbedder) -> None:
     full, longer, shorter = (embedder.embed([t])[0] for t in (text, text + " river" * 300, text[:-6] + " river"))
     np.testing.assert_allclose(longer, full, atol=1e-6)
     assert np.abs(shorter - full).max() > 1e-3
+
+
+def test_onnxruntime_tells_nobody(tmp_path: Path) -> None:
+    """Its builds send events about their use, and keep an id of the device, unless they are told not to in time."""
+    script = "from latent_memory import embedders; embedders.load('minilm').embed(['x'])"
+    clean = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    # Where it would keep its events, on each system.
+    home = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "USERPROFILE", "LOCALAPPDATA", "TMPDIR")}
+    subprocess.run([sys.executable, "-c", script], env=clean | home, check=True, timeout=120)
+    assert list(tmp_path.rglob("*")) == []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latent_memory import onnx_runtime
 from latent_memory.errors import EmbedderError, EmbedderUnavailableError
 from latent_memory.late import Codes, TokenVectors, encode
 from latent_memory.vectors import Vectors, unit
@@ -138,8 +139,7 @@ class OnnxEmbedder:
         return self._get("session", self._load)
 
     def _load(self) -> Any:
-        import onnxruntime
-
+        onnxruntime = onnx_runtime.load()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3

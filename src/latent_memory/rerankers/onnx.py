@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latent_memory import onnx_runtime
 from latent_memory.embedders.onnx import cores
 from latent_memory.errors import RerankerError
 
@@ -87,9 +88,9 @@ class OnnxReranker:
         return made.reshape(len(encodings))
 
     def _load(self) -> tuple[Tokenizer, Any]:
-        import onnxruntime
         from tokenizers import Tokenizer
 
+        onnxruntime = onnx_runtime.load()
         for file in (MODEL, TOKENIZER):
             if not (self._directory / file).is_file():
                 raise RerankerError(f"reranker {self.name}: no {file} in the directory {self._directory}")
