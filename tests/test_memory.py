@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from latent_memory import AddReport, Conversation, LatentMemory, Turn
-from latent_memory.errors import EmbedderError, InputError, StoreFullError
+from latent_memory.errors import EmbedderError, InputError, StoreError, StoreFullError
 from latent_memory.vectors import Vectors
 
 TRIP = Conversation(
@@ -364,16 +365,45 @@ def test_threads_add_and_recall_at_once(memory: LatentMemory) -> None:
     assert memory.stats().conversations == 120
 
 
+@pytest.mark.parametrize("_", range(3))
+def test_closing_waits_for_what_is_being_written(store: Path, _: int) -> None:
+    """SQLite crashes the process if a connection is closed under a statement that runs."""
+    memory = LatentMemory.open(store, embedder="hashing")
+    acknowledged: list[str] = []
+    begun = threading.Event()
+    ends: list[str] = []
+
+    def work(number: int) -> None:
+        try:
+            for i in range(10_000):
+                memory.add(Conversation(f"{number}-{i}", [Turn("user", f"said {number} {i}")]))
+                acknowledged.append(f"{number}-{i}")
+                begun.set()
+        except StoreError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait(60)
+    memory.close()
+    for thread in threads:
+        thread.join()
+    assert ["was closed; open it again" in end for end in ends] == [True] * 4
+    with LatentMemory.open(store) as again:
+        assert set(acknowledged) <= set(again.conversation_ids())
+
+
 def test_a_full_disk_keeps_what_was_there(memory: LatentMemory) -> None:
     memory.add(TRIP)
-    connection = memory._store.database._connection
-    pages = connection.execute("PRAGMA page_count").fetchone()[0]
-    connection.execute(f"PRAGMA max_page_count = {pages + 5}")
+    database = memory._store.database
+    (pages,) = database.row("PRAGMA page_count")
+    database.row(f"PRAGMA max_page_count = {pages + 5}")
     big = [Conversation(f"c{i}", [Turn("user", f"number {i} " + "word " * 150)]) for i in range(200)]
     with pytest.raises(StoreFullError, match=r"the disk is full\. The batch at hand was not kept"):
         memory.add(big)
     assert memory.stats().conversations == 1
-    connection.execute("PRAGMA max_page_count = 1073741823")
+    database.row("PRAGMA max_page_count = 1073741823")
     assert memory.add(big).added == 200
     assert places(memory, "osaka")[0] == ("trip", 0)
 
@@ -405,3 +435,28 @@ def test_an_embedder_without_tokens_has_no_codes(memory: LatentMemory) -> None:
     made = memory.vectors_of([hit.passage for hit in memory.recall("cat")])
     assert [len(codes) for codes in made.codes] == [0]
     assert memory.vectors_of([]).vectors.shape == (0, memory.embedder.dimension)
+
+
+def test_headings_and_ids_by_prefix(memory: LatentMemory) -> None:
+    last = chr(0x10FFFF)
+    ids = ["a", "a:", "a:1", "a:\x00", "a:\ud7ff1", "a:\ue000", f"a:{last}", f"a:{last}x", "a;", "b", f"{last}1"]
+    for number, known in enumerate(ids):
+        time = datetime(2024, 1, 1 + number, tzinfo=UTC)
+        memory.add(Conversation(known, [Turn("user", f"text {number}")], timestamp=time, metadata={"n": number}))
+    memory.add(Conversation("a:other", [Turn("user", "elsewhere")]), "other")
+    for prefix in ["", "a", "a:", "a:\ud7ff", f"a:{last}", last, "c", "a:1"]:
+        expected = [known for known in ids if known.startswith(prefix)]
+        assert memory.conversation_ids(prefix=prefix) == expected[::-1], prefix
+        found = memory.headings(prefix=prefix)
+        assert [each.conversation_id for each in found] == sorted(expected), prefix
+        for each in found:
+            whole = memory.get(str(each.conversation_id))
+            assert whole is not None
+            assert replace(whole, turns=()) == each
+        assert memory.headings(prefix=prefix, limit=2) == found[:2]
+    assert memory.headings(scope="nobody") == []
+    assert memory.conversation_ids(scope="nobody", prefix="a") == []
+    with pytest.raises(InputError, match="limit"):
+        memory.headings(limit=-1)
+    with pytest.raises(InputError, match="prefix"):
+        memory.headings(prefix="\ud800")

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,51 @@ _A_FILE = "{} is a file, and a store is a directory; name another place with --s
 
 # SQLite takes at most 32,766 bound values in one statement; ids go in slices.
 _SLICE = 10_000
+
+
+_DAMAGED = "Restore the file from a backup, or move it away to begin a new store"
+_FULL = (
+    "The batch at hand was not kept; everything before it is safe. Free some space and call again: what is stored "
+    "already costs nothing"
+)
+
+
+@contextmanager
+def translated(path: Path, *, damaged: str = _DAMAGED, full: str = _FULL) -> Iterator[None]:
+    """Turn SQLite's errors into ours, each with the path and what to do.
+
+    Args:
+        path: the database file.
+        damaged: what to do where it cannot be read.
+        full: what became of the data at hand where the disk is full, and what to do.
+    """
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_BUSY:
+            raise StoreBusyError(
+                f"{path}: another process has been writing for {BUSY_SECONDS:.0f} s; try again later"
+            ) from error
+        if code == sqlite3.SQLITE_FULL:
+            raise StoreFullError(f"{path}: the disk is full. {full}") from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StoreDamagedError(f"{path}: not readable as a database ({error}). {damaged}") from error
+        raise StoreError(f"{path}: {error}") from error
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Run one write transaction on a connection in autocommit mode: all of it, or nothing if it raises."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        # A full disk makes SQLite roll back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def exists(directory: Path) -> bool:
@@ -62,7 +107,8 @@ class Database:
             except OSError as error:
                 raise StoreError(f"cannot create the store {directory}: {error.strerror}") from None
             try:
-                migrate(self._connection, str(self.path))
+                with self._using() as connection:
+                    migrate(connection, str(self.path))
             except BaseException:
                 self.close()
                 raise
@@ -78,7 +124,8 @@ class Database:
     # -- connections and transactions ---------------------------------------------------------------------
 
     @property
-    def _connection(self) -> sqlite3.Connection:
+    def _held(self) -> _Connection:
+        """This thread's connection."""
         if self._process != os.getpid():
             # Closing what the parent opened would take its locks away; so they are left alone, and kept from the
             # garbage collector, which would close them.
@@ -87,11 +134,22 @@ class Database:
         held: _Connection | None = getattr(self._local, "held", None)
         if held is None:
             if self._closed:
-                raise StoreError(f"the memory at {self.directory} was closed; open it again")
+                raise self._was_closed()
             held = self._local.held = _Connection(self._connect())
             with self._opening:
                 self._open.add(held)
-        return held.connection
+        return held
+
+    def _was_closed(self) -> StoreError:
+        return StoreError(f"the memory at {self.directory} was closed; open it again")
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """Use this thread's connection; it is not closed meanwhile."""
+        with self.translated(), self._held.using() as connection:
+            if connection is None:
+                raise self._was_closed()
+            yield connection
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -102,7 +160,7 @@ class Database:
             ).fetchone()
             if ours != APPLICATION_ID and (ours or tables):
                 raise StoreDamagedError(f"{self.path} is another program's database, not a Latent Memory store")
-            _switch_to_wal(connection)
+            switch_to_wal(connection)
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
             # On macOS a plain fsync leaves data in the drive's cache.
             connection.execute("PRAGMA fullfsync = ON")
@@ -115,57 +173,37 @@ class Database:
         return connection
 
     def close(self) -> None:
-        """Close every thread's connection. The database cannot be used afterwards."""
+        """Close every thread's connection, as soon as it does nothing. The database cannot be used afterwards."""
         self._closed = True
         if self._process != os.getpid():
             return
         with self._opening:
             for held in list(self._open):
-                held.connection.close()
+                held.close()
             self._open.clear()
             self._local = threading.local()
 
     def changes(self) -> int:
         """Return a number that differs when this thread has written anything in between."""
-        with self.translated():
-            return self._connection.total_changes
+        with self._using() as connection:
+            return connection.total_changes
 
     def empty_log(self) -> None:
         """Bring the write-ahead log into the database file and empty it, unless another process is reading it.
 
         A log keeps what was deleted until it is overwritten.
         """
-        with self.translated():
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with self._using() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
-    @contextmanager
-    def translated(self) -> Iterator[None]:
+    def translated(self) -> AbstractContextManager[None]:
         """Turn SQLite's errors into ours, each with the path and what to do."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code == sqlite3.SQLITE_BUSY:
-                raise StoreBusyError(
-                    f"{self.path}: another process has been writing for {BUSY_SECONDS:.0f} s; try again later"
-                ) from error
-            if code == sqlite3.SQLITE_FULL:
-                raise StoreFullError(
-                    f"{self.path}: the disk is full. The batch at hand was not kept; everything before it is safe. "
-                    "Free some space and call again: what is stored already costs nothing"
-                ) from error
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise StoreDamagedError(
-                    f"{self.path}: not readable as a database ({error}). Restore the file from a backup, or move "
-                    "it away to begin a new store"
-                ) from error
-            raise StoreError(f"{self.path}: {error}") from error
+        return translated(self.path)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Let all reads inside see one state of the database."""
-        with self.translated():
-            connection = self._connection
+        with self._using() as connection:
             if connection.in_transaction:
                 yield
                 return
@@ -179,27 +217,18 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Run one write transaction: all of it, or nothing if it raises."""
-        with self.translated(), self._turn_to_write:
-            connection = self._connection
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                # A full disk makes SQLite roll back by itself.
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        with self._turn_to_write, self._using() as connection, transaction(connection):
+            yield connection
 
     def rows(self, sql: str, *values: object) -> list[Any]:
         """Run a query and return all its rows."""
-        with self.translated():
-            return self._connection.execute(sql, values).fetchall()
+        with self._using() as connection:
+            return connection.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: object) -> Any:
         """Run a query and return its first row, or None."""
-        with self.translated():
-            return self._connection.execute(sql, values).fetchone()
+        with self._using() as connection:
+            return connection.execute(sql, values).fetchone()
 
     def rows_among(self, sql: str, ids: Sequence[Any], *values: object) -> list[Any]:
         """Run a query whose `{ids}` stands for any number of values, which come after the other values."""
@@ -215,16 +244,31 @@ _INHERITED: list[object] = []
 
 
 class _Connection:
-    """A connection that is closed when its thread ends."""
+    """A thread's connection, which is closed when the thread ends, or by another one when it is not in use."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
+        self._connection: sqlite3.Connection | None = connection
+        # SQLite crashes if a connection is closed under a statement that runs.
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def using(self) -> Iterator[sqlite3.Connection | None]:
+        """Keep the connection from being closed meanwhile; None if it is already."""
+        with self._lock:
+            yield self._connection
+
+    def close(self) -> None:
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
 
     def __del__(self) -> None:
-        self.connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
 
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
+def switch_to_wal(connection: sqlite3.Connection) -> None:
     """Switch to write-ahead logging, which SQLite does not wait for by itself while another process has a lock."""
     until = time.monotonic() + BUSY_SECONDS
     while True:
