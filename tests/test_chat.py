@@ -374,18 +374,18 @@ def test_what_was_said_is_kept_when_interrupted(
 def test_interrupted_while_it_is_kept_and_kept_in_the_end(
     talk: Cli, filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = LatentMemory.add
+    extend = LatentMemory.extend
     calls: list[int] = []
 
     def slow(self: LatentMemory, *given: Any, **more: Any) -> Any:
-        report = add(self, *given, **more)
+        report = extend(self, *given, **more)
         calls.append(1)
         if len(calls) == 1:
             # It is on disk, and nobody has been told.
             raise KeyboardInterrupt
         return report
 
-    monkeypatch.setattr(LatentMemory, "add", slow)
+    monkeypatch.setattr(LatentMemory, "extend", slow)
     assert talk().returncode == 130
     (conversation,) = kept(filled)
     assert [turn.text for turn in conversation.turns] == ["When does the flight to Osaka leave?"]

@@ -280,6 +280,36 @@ def test_conversations_are_paged_newest_first(memory: LatentMemory) -> None:
     assert [c.conversation_id for c in memory.conversations(limit=2, offset=4)] == ["c0"]
 
 
+def test_what_is_added_and_forgotten_moves_no_page(memory: LatentMemory) -> None:
+    same = datetime(2025, 1, 1, tzinfo=UTC)
+    memory.add(Conversation(f"c{i}", [Turn("user", f"number {i}")], timestamp=same) for i in range(5))
+    memory.add(Conversation("older", [Turn("user", "older")], timestamp=same - timedelta(days=1)))
+    first = memory.page(limit=2)
+    assert [c.conversation_id for c in first] == ["c4", "c3"]
+    memory.add(Conversation("newer", [Turn("user", "newer")], timestamp=same + timedelta(days=1)))
+    memory.forget("c3")
+    rest = memory.page(after=(first[-1].timestamp, first[-1].conversation_id))
+    assert [(c.conversation_id, c.turns) for c in rest] == [("c2", 1), ("c1", 1), ("c0", 1), ("older", 1)]
+    assert memory.page(limit=0) == []
+    with pytest.raises(InputError, match="limit"):
+        memory.page(limit=-1)
+
+
+def test_a_check_may_keep_something_from_being_forgotten(memory: LatentMemory) -> None:
+    memory.add(TRIP)
+
+    def refuse() -> None:
+        # It sees what is there, and nobody else can write until it is done.
+        assert memory.get("trip") is not None
+        raise KeyError("changed")
+
+    with pytest.raises(KeyError):
+        memory.forget("trip", check=refuse)
+    assert memory.get("trip") is not None
+    assert memory.recall("osaka")
+    assert memory.forget("trip", check=lambda: None) == 1
+
+
 def test_stats(memory: LatentMemory) -> None:
     memory.add([TRIP, BREAD], scope="ana")
     memory.add([TRIP], scope="wei")

@@ -158,16 +158,18 @@ class Chat:
         """Add what is not in the memory yet to the conversation, as it is there by now."""
         if not self._unsaved:
             return
-        stored = self._memory.get(self.conversation_id, scope=self._scope)
-        if stored is None and self._known:
-            # It was forgotten meanwhile, and must not come back.
-            self._live = list(self._unsaved)
-        before = stored.turns if stored else ()
-        # Behind what another process has added, and without what was added just as somebody interrupted it.
-        turns = [*before, *(turn for turn in self._unsaved if turn not in before)]
-        self._memory.add(
-            Conversation(self.conversation_id, turns, type="chat" if stored is None else None), self._scope
-        )
+        unsaved = tuple(self._unsaved)
+
+        def following(stored: Conversation | None) -> Conversation:
+            if stored is None and self._known:
+                # It was forgotten meanwhile, and must not come back.
+                self._live = list(unsaved)
+            before = stored.turns if stored else ()
+            # Behind what another process has added, and without what was added just as somebody interrupted it.
+            turns = [*before, *(turn for turn in unsaved if turn not in before)]
+            return Conversation(self.conversation_id, turns, type="chat" if stored is None else None)
+
+        self._memory.extend(self.conversation_id, following, self._scope)
         self._known = True
         self._unsaved.clear()
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from latent_memory.passages import count_words, sentences
-from latent_memory.records import Turn
+from latent_memory.records import Conversation, Turn
 from latent_memory.vectors import Vectors, unit
 
 TITLE_CHARACTERS = 60
@@ -24,8 +24,12 @@ _TALK = ("user", "assistant")
 
 def turn_digest(turn: Turn) -> bytes:
     """Return 16 bytes that differ when anything of the turn differs."""
-    said = [turn.role, turn.name, turn.text, turn.timestamp.isoformat() if turn.timestamp else None]
-    return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).digest()
+    return digest_of(turn.role, turn.name, turn.text, turn.timestamp.isoformat() if turn.timestamp else None)
+
+
+def digest_of(role: str, name: str | None, text: str, timestamp: str | None) -> bytes:
+    """Return the digest of a turn from what is stored of it; its time is ISO 8601."""
+    return hashlib.blake2b(json.dumps([role, name, text, timestamp]).encode(), digest_size=16).digest()
 
 
 def conversation_id(digests: Sequence[bytes], summary: str | None) -> str:
@@ -35,6 +39,13 @@ def conversation_id(digests: Sequence[bytes], summary: str | None) -> str:
         whole.update(digest)
     whole.update((summary or "").encode())
     return f"gen-{whole.hexdigest()}"
+
+
+def id_of(conversation: Conversation) -> str:
+    """Return the id under which a conversation is kept: its own, or the one that is made of it."""
+    if conversation.conversation_id is not None:
+        return conversation.conversation_id
+    return conversation_id([turn_digest(turn) for turn in conversation.turns], conversation.summary)
 
 
 def title(turns: Sequence[Turn], summary: str | None) -> str:

@@ -2,7 +2,7 @@
 
 Adding is idempotent and incremental. Turns are compared with what is stored by their place: an unchanged one
 costs a comparison, a new one is appended, a changed one replaces the old. A turn that is stored but not handed
-in again stays: only `forget` takes something away.
+in again stays: only `forget` takes something away, and `extend` if it is asked to.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ class _Incoming:
     id: str
     conversation: Conversation
     digests: list[bytes]
+    # Whether stored turns beyond these are to go.
+    whole: bool = False
 
     @classmethod
-    def of(cls, conversation: Conversation) -> _Incoming:
+    def of(cls, conversation: Conversation, *, whole: bool = False) -> _Incoming:
         digests = [generated.turn_digest(turn) for turn in conversation.turns]
         made = conversation.conversation_id or generated.conversation_id(digests, conversation.summary)
-        return cls(made, conversation, digests)
+        return cls(made, conversation, digests, whole)
 
     def given(self, name: str) -> Any:
         """Return a field that somebody gave; None if it is missing or was generated."""
@@ -107,6 +109,7 @@ class _Plan:
     turns: Sequence[Turn]  # as they will be stored, all of them
     new: list[int]
     changed: list[int]
+    gone: list[int]
     pieces: list[tuple[int, int, Piece]] = field(default_factory=list)  # position, number, piece
     vectors: Vectors | None = None
     codes: Sequence[Codes] = ()
@@ -124,39 +127,94 @@ class _Plan:
         ]
 
 
+def extend(
+    store: Store,
+    embedder: Embedder,
+    conversation_id: str,
+    follow: Callable[[Conversation | None], Conversation | None],
+    scope: str,
+    *,
+    whole: bool = False,
+    summariser: Summariser | None = None,
+) -> AddReport:
+    """Add to a conversation what follows from what is stored of it, with nobody else's change in between.
+
+    Args:
+        follow: makes the conversation as it is to be from what is stored, or None where nothing is to be done. It is
+            called again if another process has written to the conversation meanwhile.
+        whole: remove the turns that it leaves out at the end.
+    """
+
+    def made(scope_id: int | None) -> list[_Incoming]:
+        following = follow(None if scope_id is None else store.get(scope_id, conversation_id))
+        if following is None:
+            return []
+        if whole and not following.turns:
+            raise InputError("extend: a conversation without turns was returned; to remove all of it, use forget")
+        return [_Incoming.of(replace(following, conversation_id=conversation_id), whole=whole)]
+
+    while True:
+        report, stale = _attempt(store, embedder, made, scope, summariser)
+        if not stale:
+            return report
+
+
 def _add_batch(
     store: Store, embedder: Embedder, batch: list[_Incoming], scope: str, summariser: Summariser | None
 ) -> AddReport:
     report = AddReport()
-    made_by = identity(embedder)
+
+    def incoming_of(_: int | None) -> list[_Incoming]:
+        return batch
+
     while batch:
-        # Before anything is embedded, which may cost time or money.
-        known = store.embedder()
-        if known is not None and known != made_by:
-            raise EmbedderMismatchError(mismatch(store.directory, known, made_by.name, made_by.dimension))
-        with store.database.snapshot():
-            scope_id = store.scope_id(scope)
-            states = {} if scope_id is None else store.states(scope_id, [incoming.id for incoming in batch])
-            plans = [_plan(store, scope_id, incoming, states.get(incoming.id)) for incoming in batch]
-            for plan in plans:
-                if plan.state is not None and summariser is None and _wants_summary(plan):
-                    plan.kept = store.conversation_vectors(plan.state.conversation_key, embedder.dimension)
-        texts = [text for plan in plans for text in plan.texts()]
-        if texts:
-            vectors, codes = embedded(embedder, texts)
-            start = 0
-            for plan in plans:
-                plan.vectors = vectors[start : start + len(plan.pieces)]
-                plan.codes = codes[start : start + len(plan.pieces)]
-                start += len(plan.pieces)
-        changes = {plan.incoming.id: change for plan in plans if (change := _change(plan, summariser)) is not None}
-        stale = set(store.write(scope, list(changes.values()), made_by) if changes else ())
-        for plan in plans:
-            if plan.incoming.id not in stale:
-                report += _reported(plan, plan.incoming.id in changes)
+        added, stale = _attempt(store, embedder, incoming_of, scope, summariser)
+        report += added
         # Another process wrote these in between: compare them again with what is there now.
         batch = [incoming for incoming in batch if incoming.id in stale]
     return report
+
+
+def _attempt(
+    store: Store,
+    embedder: Embedder,
+    incoming_of: Callable[[int | None], list[_Incoming]],
+    scope: str,
+    summariser: Summariser | None,
+) -> tuple[AddReport, set[str]]:
+    """Add a batch as far as nobody else writes to its conversations meanwhile.
+
+    Args:
+        incoming_of: makes the batch for a scope's id, inside the snapshot that it is compared with.
+
+    Returns:
+        What was added, and the ids of the conversations that somebody else has written to.
+    """
+    made_by = identity(embedder)
+    # Before anything is embedded, which may cost time or money.
+    known = store.embedder()
+    if known is not None and known != made_by:
+        raise EmbedderMismatchError(mismatch(store.directory, known, made_by.name, made_by.dimension))
+    with store.database.snapshot():
+        scope_id = store.scope_id(scope)
+        batch = incoming_of(scope_id)
+        states = {} if scope_id is None else store.states(scope_id, [incoming.id for incoming in batch])
+        plans = [_plan(store, scope_id, incoming, states.get(incoming.id)) for incoming in batch]
+        for plan in plans:
+            if plan.state is not None and summariser is None and _wants_summary(plan):
+                plan.kept = store.conversation_vectors(plan.state.conversation_key, embedder.dimension)
+    texts = [text for plan in plans for text in plan.texts()]
+    if texts:
+        vectors, codes = embedded(embedder, texts)
+        start = 0
+        for plan in plans:
+            plan.vectors = vectors[start : start + len(plan.pieces)]
+            plan.codes = codes[start : start + len(plan.pieces)]
+            start += len(plan.pieces)
+    changes = {plan.incoming.id: change for plan in plans if (change := _change(plan, summariser)) is not None}
+    stale = set(store.write(scope, list(changes.values()), made_by) if changes else ())
+    done = [_reported(plan, plan.incoming.id in changes) for plan in plans if plan.incoming.id not in stale]
+    return sum(done, AddReport()), stale
 
 
 def _plan(store: Store, scope_id: int | None, incoming: _Incoming, state: StoredState | None) -> _Plan:
@@ -165,9 +223,15 @@ def _plan(store: Store, scope_id: int | None, incoming: _Incoming, state: Stored
     new = [i for i in positions if i not in stored]
     changed = [i for i in positions if i in stored and stored[i] != incoming.digests[i]]
     turns: Sequence[Turn] = incoming.conversation.turns
-    if scope_id is not None and len(stored) > len(turns) and (before := store.get(scope_id, incoming.id)):
+    gone = sorted(i for i in stored if i >= len(turns)) if incoming.whole else []
+    if (
+        not incoming.whole
+        and scope_id is not None
+        and len(stored) > len(turns)
+        and (before := store.get(scope_id, incoming.id))
+    ):
         turns = [*turns, *before.turns[len(turns) :]]
-    plan = _Plan(incoming, state, turns, new, changed)
+    plan = _Plan(incoming, state, turns, new, changed, gone)
     for position in plan.touched:
         plan.pieces += [(position, n, piece) for n, piece in enumerate(pieces(turns[position].text))]
     summary = incoming.conversation.summary
@@ -192,7 +256,7 @@ def _change(plan: _Plan, summariser: Summariser | None) -> Change | None:
     """Return what has to be written for a plan; None if nothing has."""
     state = plan.state
     record = _record(plan, summariser)
-    if state is not None and not plan.pieces and record == state.record:
+    if state is not None and not plan.pieces and not plan.gone and record == state.record:
         return None
     assert record.timestamp is not None
     begun = epoch(record.timestamp)
@@ -229,8 +293,9 @@ def _change(plan: _Plan, summariser: Summariser | None) -> Change | None:
         turns=[(i, plan.turns[i], plan.incoming.digests[i]) for i in plan.touched],
         passages=passages,
         # A conversation of a summary alone has become one of turns.
-        drop=[SUMMARY] if state is not None and not state.digests and plan.turns else [],
+        drop=[SUMMARY] if state is not None and not state.digests and plan.turns else plan.gone,
         reissue=_reissued(plan, record, when),
+        cut=len(plan.turns) if plan.gone else None,
     )
 
 
@@ -243,7 +308,7 @@ def _reissued(plan: _Plan, record: Conversation, when: Callable[[int], float]) -
     """Return the unchanged positions of which an index has to make something new."""
     if plan.state is None:
         return {}
-    untouched = set(plan.state.digests) - set(plan.touched)
+    untouched = set(plan.state.digests) - {*plan.touched, *plan.gone}
     if not plan.turns and not plan.pieces:
         untouched = {SUMMARY}
     before = plan.state.record
@@ -263,7 +328,8 @@ def _record(plan: _Plan, summariser: Summariser | None) -> Conversation:
     incoming, state = plan.incoming, plan.state
     before = state.record if state else None
     made: set[str] = set()
-    if incoming.conversation.conversation_id is None or "conversation_id" in (before.generated if before else ()):
+    marks = incoming.conversation.generated | (before.generated if before else frozenset())
+    if incoming.conversation.conversation_id is None or "conversation_id" in marks:
         made.add("conversation_id")
 
     def settle(name: str, generate: Callable[[], str], again: bool) -> str:
@@ -280,7 +346,7 @@ def _record(plan: _Plan, summariser: Summariser | None) -> Conversation:
     title = settle(
         "title",
         lambda: generated.title(plan.turns, incoming.conversation.summary),
-        again=bool(plan.touched),
+        again=bool(plan.touched or plan.gone),
     )
     summary = settle("summary", lambda: _summary(plan, title, summariser), again=_wants_summary(plan))
     kind = settle("type", lambda: generated.DEFAULT_TYPE, again=False)
@@ -327,9 +393,9 @@ def _wants_summary(plan: _Plan) -> bool:
     For each new turn while a conversation is short, and then each time it has grown by a tenth: what a long chat is
     about does not change with every turn, and finding it takes all of them.
     """
-    if plan.incoming.given("summary") is not None or not plan.touched:
+    if plan.incoming.given("summary") is not None or not (plan.touched or plan.gone):
         return False
-    if plan.state is None or plan.changed:
+    if plan.state is None or plan.changed or plan.gone:
         return True
     before, now = len(plan.state.digests), len(plan.turns)
     return before == 0 or int(math.log(now, 1.1)) > int(math.log(before, 1.1))

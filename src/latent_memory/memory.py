@@ -50,7 +50,7 @@ from latent_memory.when import When, at_event
 from latent_memory.when import told as told_time
 
 if TYPE_CHECKING:
-    from latent_memory import ingest
+    from latent_memory import checking, ingest
     from latent_memory.portable import Home
     from latent_memory.rerankers import Reranker
 
@@ -154,6 +154,11 @@ class LatentMemory:
             memory.close()
             raise
         return memory
+
+    @property
+    def path(self) -> Path:
+        """The directory or file that it lives in."""
+        return self._path
 
     @property
     def in_file(self) -> bool:
@@ -286,6 +291,54 @@ class LatentMemory:
             )
         finally:
             # Also what could not be written the last time: who calls again after an error must find it on disk.
+            if self._store.database.changes() != before or (self._home is not None and self._home.behind):
+                self._changed()
+
+    def extend(
+        self,
+        conversation_id: str,
+        follow: Callable[[Conversation | None], Conversation | None],
+        scope: str = DEFAULT_SCOPE,
+        *,
+        whole: bool = False,
+    ) -> AddReport:
+        """Add to a conversation what follows from what is stored of it; nothing is lost if others add to it as well.
+
+        Between reading it and writing it, nobody else's turns can come in: if they do, `follow` is called again.
+
+        Args:
+            conversation_id: the conversation's; it need not exist.
+            follow: takes the conversation as it is stored, None if it is not, and returns it as it is to be, or None
+                if there is nothing to add. It must do nothing else.
+            scope: the wall it lives behind.
+            whole: what `follow` returns is the whole conversation: turns that it leaves out at the end are removed,
+                as `forget` removes them.
+
+        Returns:
+            What was added, on disk; see `add`, also for what is raised.
+        """
+        from latent_memory import ingest
+
+        check_scope(scope)
+        check_text(conversation_id, "conversation_id")
+        if not conversation_id.strip():
+            raise InputError("conversation_id: empty; a conversation that grows needs one")
+        if self._home is not None:
+            self._home.check_change()
+        before = self._store.database.changes()
+        try:
+            report = ingest.extend(
+                self._store, self.embedder, conversation_id, follow, scope, whole=whole, summariser=self._summariser
+            )
+            scope_id = self._store.scope_id(scope)
+            if scope_id is not None and report.turns_added + report.turns_changed:
+                self._written.add(scope_id)
+            if whole and scope_id is not None and report.changed:
+                self._store.database.empty_log()
+                self._index(scope_id).commit_deletions()
+                block_files.drop(self.block_directory, scope, [conversation_id])
+            return report
+        finally:
             if self._store.database.changes() != before or (self._home is not None and self._home.behind):
                 self._changed()
 
@@ -437,6 +490,7 @@ class LatentMemory:
         *,
         scope: str = DEFAULT_SCOPE,
         everything: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> int:
         """Remove conversations with all that was kept of them; at once, here and in every other process.
 
@@ -445,6 +499,7 @@ class LatentMemory:
         Args:
             conversation_id: one or several.
             everything: remove the whole scope; then no id is given.
+            check: called when nobody else can write any more; if it raises, nothing is removed. It may read.
 
         Returns:
             How many conversations were there and are gone.
@@ -459,7 +514,7 @@ class LatentMemory:
         if self._home is not None:
             self._home.check_change()
         scope_id = self._store.scope_id(scope)
-        gone = 0 if scope_id is None else self._store.forget(scope_id, ids)
+        gone = 0 if scope_id is None else self._store.forget(scope_id, ids, check)
         if gone and scope_id is not None:
             index = self._index(scope_id)
             if self._store.scope_id(scope) != scope_id:
@@ -503,17 +558,52 @@ class LatentMemory:
         scope_id = self._store.scope_id(scope)
         return [] if scope_id is None else self._store.conversations(scope_id, limit, offset)
 
+    def page(
+        self, *, scope: str = DEFAULT_SCOPE, limit: int = 50, after: tuple[datetime, str] | None = None
+    ) -> list[ConversationInfo]:
+        """Return the conversations that follow one, newest first, those of one time by id.
+
+        What is added or forgotten meanwhile moves no page, as it does with `offset`.
+
+        Args:
+            scope: the wall they live behind.
+            limit: how many at most.
+            after: the time and the id of the last one of the page before.
+        """
+        if limit < 0:
+            raise InputError("page: limit is a number; give 0 or more")
+        check_scope(scope)
+        if after is not None:
+            check_text(after[1], "after")
+        scope_id = self._store.scope_id(scope)
+        begin = None if after is None else (epoch(after[0]), after[1])
+        return [] if scope_id is None else self._store.page(scope_id, limit, begin)
+
     def scopes(self) -> dict[str, int]:
         """Return the number of conversations by scope."""
         return self._store.scopes()
 
-    def conversation_ids(self, *, scope: str = DEFAULT_SCOPE) -> list[str]:
-        """Return the ids of all of a scope's conversations, newest first."""
+    def conversation_ids(self, *, scope: str = DEFAULT_SCOPE, prefix: str = "") -> list[str]:
+        """Return the ids of all of a scope's conversations, newest first; with a prefix, of those that begin so."""
         check_scope(scope)
+        check_text(prefix, "prefix")
         scope_id = self._store.scope_id(scope)
-        if scope_id is None:
-            return []
-        return [info.conversation_id for info in self._store.conversations(scope_id, self._store.counts(scope)[0], 0)]
+        return [] if scope_id is None else self._store.conversation_ids(scope_id, prefix)
+
+    def headings(self, *, scope: str = DEFAULT_SCOPE, prefix: str = "", limit: int | None = None) -> list[Conversation]:
+        """Return a scope's conversations as `get` does but without their turns, in the order of their ids.
+
+        Args:
+            scope: the wall they live behind.
+            prefix: only those whose ids begin so.
+            limit: how many at most.
+        """
+        if limit is not None and limit < 0:
+            raise InputError("headings: limit is a number; give 0 or more")
+        check_scope(scope)
+        check_text(prefix, "prefix")
+        scope_id = self._store.scope_id(scope)
+        return [] if scope_id is None else self._store.headings(scope_id, prefix, limit)
 
     def whole(self, *, scope: str = DEFAULT_SCOPE) -> Iterator[Conversation]:
         """Yield a scope's conversations with all their turns, oldest first."""
@@ -610,6 +700,28 @@ class LatentMemory:
             embedder=known.name if known else self.embedder.name,
             dimension=known.dimension if known else self.embedder.dimension,
             bytes=size_of(self._home.real if self._home is not None else self._path),
+        )
+
+    def check(
+        self, *, scope: str | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> checking.CheckReport:
+        """Look whether everything is as it was written; nothing is changed.
+
+        Args:
+            scope: look at this one alone, and not at what all scopes share: the database file, permissions, keys.
+            progress: called with how many rows were looked at, and how many there are.
+
+        Returns:
+            What is wrong and what to do about each, and whether the memory is sound. 100,000 passages take about two
+            seconds.
+        """
+        from latent_memory import checking
+
+        if scope is not None:
+            check_scope(scope)
+        file = None if self._home is None else self._home.real
+        return checking.check(
+            self._store, scope, file=file, notes=self.notes, adapters=self.adapters, progress=progress
         )
 
     def reembed(self, embedder: str | Embedder, *, progress: Callable[[int, int], None] | None = None) -> int:

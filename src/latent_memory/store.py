@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +71,7 @@ class Change:
         drop: positions whose passages are removed.
         reissue: positions whose passages get new ids with their vectors kept, so that the indexes read them again.
             Maps a position to its new epoch, or None to keep it.
+        cut: turns at this position and beyond are removed; None to remove none. Their passages are in `drop`.
     """
 
     record: Conversation
@@ -79,6 +80,7 @@ class Change:
     passages: Sequence[NewPassage] = ()
     drop: Sequence[int] = ()
     reissue: dict[int, float | None] = field(default_factory=dict)
+    cut: int | None = None
 
 
 class Store:
@@ -177,6 +179,44 @@ class Store:
             offset,
         )
         return [ConversationInfo(r[0], r[1], datetime.fromisoformat(r[2]), *r[3:]) for r in rows]
+
+    def page(self, scope_id: int, limit: int, after: tuple[float, str] | None) -> list[ConversationInfo]:
+        """Return the scope's conversations that follow a time and an id, newest first, then by id."""
+        where, values = ("", ()) if after is None else (" AND (epoch, conversation_id) < (?, ?)", after)
+        # Turns are counted for the page alone, also where thousands of conversations have one time.
+        rows = self.database.rows(
+            "WITH page AS (SELECT conversation_key, epoch, conversation_id, title, timestamp, type, summary "
+            f"FROM conversations WHERE scope_id = ?{where} ORDER BY epoch DESC, conversation_id DESC LIMIT ?) "
+            "SELECT conversation_id, title, timestamp, type, summary, "
+            "(SELECT count(*) FROM turns WHERE turns.conversation_key = page.conversation_key) "
+            "FROM page ORDER BY epoch DESC, conversation_id DESC",
+            scope_id,
+            *values,
+            limit,
+        )
+        return [ConversationInfo(r[0], r[1], datetime.fromisoformat(r[2]), *r[3:]) for r in rows]
+
+    def conversation_ids(self, scope_id: int, prefix: str) -> list[str]:
+        """Return the ids of the scope's conversations that begin with a prefix, newest first."""
+        where, values = _begins(prefix)
+        rows = self.database.rows(
+            f"SELECT conversation_id FROM conversations WHERE scope_id = ?{where} "
+            "ORDER BY epoch DESC, conversation_key DESC",
+            scope_id,
+            *values,
+        )
+        return [row[0] for row in rows]
+
+    def headings(self, scope_id: int, prefix: str, limit: int | None) -> list[Conversation]:
+        """Return the scope's conversations whose ids begin with a prefix, without their turns, in the order of ids."""
+        where, values = _begins(prefix)
+        rows = self.database.rows(
+            f"SELECT {_RECORD} FROM conversations WHERE scope_id = ?{where} ORDER BY conversation_id LIMIT ?",
+            scope_id,
+            *values,
+            -1 if limit is None else limit,
+        )
+        return [_record(row, ()) for row in rows]
 
     def counts(self, scope: str | None) -> tuple[int, int, int, datetime | None, datetime | None]:
         """Return conversations, turns, passages, first and last time; of one scope, or of all (None)."""
@@ -279,13 +319,19 @@ class Store:
             _advance(connection, scope_id)
         return stale
 
-    def forget(self, scope_id: int, conversation_ids: Sequence[str] | None) -> int:
+    def forget(
+        self, scope_id: int, conversation_ids: Sequence[str] | None, check: Callable[[], None] | None = None
+    ) -> int:
         """Delete conversations of a scope (None: all) with everything kept of them, in one transaction.
+
+        `check` is called in it first: nobody else writes then, and if it raises, nothing is deleted.
 
         Returns:
             How many conversations are gone.
         """
         with self.database.writing() as connection:
+            if check is not None:
+                check()
             if conversation_ids is None:
                 rows = self.database.rows("SELECT conversation_key FROM conversations WHERE scope_id = ?", scope_id)
             else:
@@ -455,6 +501,8 @@ def _write_one(connection: sqlite3.Connection, scope_id: int, change: Change) ->
             for position, t, digest in change.turns
         ),
     )
+    if change.cut is not None:
+        connection.execute("DELETE FROM turns WHERE conversation_key = ? AND position >= ?", (key, change.cut))
     reissued = _taken(connection, key, change.reissue) if found else []
     if found:
         _delete_passages(
@@ -511,6 +559,16 @@ def _advance(connection: sqlite3.Connection, scope_id: int) -> None:
         "WHERE scope_id = ?1",
         (scope_id,),
     )
+
+
+def _begins(prefix: str) -> tuple[str, tuple[str, ...]]:
+    """Return a condition, with its values, that an id begins with a prefix; an index on ids serves it."""
+    # Ids are compared by their UTF-8, whose order is that of the characters. There are no surrogates in it.
+    stem = prefix.rstrip(chr(0x10FFFF))
+    if not stem:
+        return " AND conversation_id >= ?", (prefix,)
+    following = chr(0xE000 if stem[-1] == chr(0xD7FF) else ord(stem[-1]) + 1)
+    return " AND conversation_id >= ? AND conversation_id < ?", (prefix, stem[:-1] + following)
 
 
 _RECORD = "conversation_key, conversation_id, title, timestamp, type, summary, metadata, generated"

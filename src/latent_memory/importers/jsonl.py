@@ -9,6 +9,9 @@ and the plain `{"messages": [...]}` of chat fine-tuning files. Only `messages`, 
 `content`, are needed. What else stands beside `messages` is kept as the conversation's metadata. A JSON array of
 messages alone, `[{"role", "content"}, ...]`, is one conversation.
 
+A conversation may also be known by its `summary` alone; then `messages` is an empty list. `generated` lists the fields
+that were generated, as the JSON of `show` and of the server's export has it.
+
 Content is a text or a list of parts, OpenAI's or Anthropic's. Their texts are kept, and what a tool returned, as a turn
 of the tool's; tool calls, if the message says nothing else. Left out are images and other files, thoughts, and messages
 that say nothing; a conversation of which no message has anything at all is broken.
@@ -45,7 +48,10 @@ from latent_memory.importers.base import (
 from latent_memory.messages import content_text, kind, turn_of
 from latent_memory.records import MOST_TURN_CHARACTERS, ROLES, Conversation, Turn
 
-_FIELDS = ("conversation_id", "title", "timestamp", "type", "summary", "messages", "metadata")
+FIELDS = ("conversation_id", "title", "timestamp", "type", "summary", "messages", "metadata", "generated")
+_GENERATED = frozenset(
+    ("conversation_id", "title", "type", "summary", *(f"timestamp:{origin}" for origin in ("turn", "file", "now")))
+)
 
 DESCRIPTION = "conversations of messages (JSON Lines with role and content)"
 
@@ -101,7 +107,7 @@ def _of_document(member: Member, reading: Reading) -> Iterator[Conversation]:
 
 def _taken(record: object, where: str, reading: Reading) -> Iterator[Conversation]:
     try:
-        found = _of_record(record, reading.written, reading.on_skip)
+        found = conversation_of(record, reading.written, reading.on_skip)
     except InputError as error:
         reading.bad(where, error)
         return
@@ -184,13 +190,27 @@ def _conversation(line: bytes, written: datetime | None, on_skip: OnSkip | None)
             hint = "; one JSON object a line is expected, not one JSON document over several lines"
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise InputError(f"not JSON ({reason}){hint}") from None
-    return _of_record(record, written, on_skip)
+    return conversation_of(record, written, on_skip)
 
 
-def _of_record(record: object, written: datetime | None, on_skip: OnSkip | None) -> Conversation | None:
+def conversation_of(
+    record: object, written: datetime | None = None, on_skip: OnSkip | None = None
+) -> Conversation | None:
+    """Return the conversation that a JSON object is; None for one that says nothing to us, which `on_skip` is told.
+
+    Args:
+        record: the object, as JSON reads it.
+        written: dates a conversation that tells no time itself.
+        on_skip: as of a Reading; without it, a message that says nothing cannot be used.
+
+    Raises:
+        InputError: if it is none.
+    """
     if not isinstance(record, dict):
         raise InputError(f"a JSON object was expected, not {kind(record)}")
     messages = record.get("messages")
+    if messages == [] and record.get("summary"):
+        return _described(record, [], None)
     if not isinstance(messages, list) or not messages:
         has = "none" if "messages" not in record else "empty" if messages == [] else kind(messages)
         raise InputError(f'"messages": a list of messages was expected, not {has}')
@@ -202,17 +222,25 @@ def _of_record(record: object, written: datetime | None, on_skip: OnSkip | None)
         if on_skip is not None:
             on_skip("an empty conversation")
         return None
+    return _described(record, turns, written)
+
+
+def _described(record: dict[str, Any], turns: list[Turn], written: datetime | None) -> Conversation:
     given: dict[str, Any] = {name: record.get(name) for name in ("title", "type", "summary", "timestamp")}
     identifier: Any = record.get("conversation_id")
     if isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
-    generated: frozenset[str] = frozenset()
-    if given["timestamp"] in (None, "") and turns[0].timestamp is None and written is not None:
-        given["timestamp"], generated = written, frozenset({"timestamp:file"})
+    marks = record.get("generated")
+    ours = isinstance(marks, list) and all(isinstance(mark, str) and mark in _GENERATED for mark in marks)
+    generated = frozenset(marks) if ours and isinstance(marks, list) else frozenset()
+    if given["timestamp"] in (None, "") and written is not None and turns and turns[0].timestamp is None:
+        given["timestamp"], generated = written, generated | {"timestamp:file"}
     metadata = record.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise InputError(f'"metadata": an object was expected, not {kind(metadata)}')
-    metadata = {key: value for key, value in record.items() if key not in _FIELDS} | metadata
+    # Somebody else's "generated" is somebody else's.
+    known = FIELDS if ours else FIELDS[:-1]
+    metadata = {key: value for key, value in record.items() if key not in known} | metadata
     return Conversation(identifier, turns, metadata=metadata, generated=generated, **given)
 
 
