@@ -422,6 +422,21 @@ def test_show_tells_what_was_generated(cli: Cli, filled: Path) -> None:
     assert told["generated"] == ["conversation_id", "summary", "timestamp:file", "title", "type"]
 
 
+def test_what_show_prints_can_be_added_again(cli: Cli, filled: Path, tmp_path: Path) -> None:
+    note = {"conversation_id": "tea", "timestamp": "2025-03-28T11:00:00", "summary": "Green tea only.", "messages": []}
+    other = {"generated": "by hand", "conversation_id": "other", "messages": [{"role": "user", "content": "Hello."}]}
+    assert cli("add", "-", "--store", filled, stdin=lines(PLAIN, note, other)).returncode == 0
+    copy = tmp_path / "copy"
+    listed = [item["conversation_id"] for item in parsed(cli("list", "--store", filled, "--json"))]
+    for conversation in listed:
+        printed = cli("show", conversation, "--store", filled, "--json").stdout
+        assert cli("add", "-", "--store", copy, "--embedder", "hashing", stdin=printed.encode()).returncode == 0
+        assert cli("show", conversation, "--store", copy, "--json").stdout == printed
+    # What somebody else calls generated is theirs.
+    assert parsed(cli("show", "other", "--store", copy, "--json"))["metadata"] == {"generated": "by hand"}
+    assert len(listed) == 5
+
+
 @pytest.mark.parametrize(("turn", "shown"), [(0, [0, 1]), (1, [0, 1, 2]), (2, [1, 2])])
 def test_show_one_turn_with_its_neighbours(cli: Cli, filled: Path, turn: int, shown: list[int]) -> None:
     told = parsed(cli("show", "trip", "--turn", turn, "--store", filled, "--json"))

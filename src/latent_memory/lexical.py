@@ -78,6 +78,10 @@ class State(NamedTuple):
     words: tuple[int, ...] = ()  # by field
 
 
+# What opening an index raises if its files are damaged, or were made in another way.
+_UNUSABLE = (ValueError, OSError, KeyError, TypeError, IndexError)
+
+
 class Found(NamedTuple):
     """Documents found, best first: keys (n,) and BM25 scores (n,)."""
 
@@ -211,20 +215,38 @@ class LexicalIndex:
         if not (directory / "meta.json").exists():
             return None, None, None
         try:
-            _check_files(directory)
-            index = tantivy.Index(self._schema(), path=str(directory), reuse=True)
-            searcher = index.searcher()
-            query = tantivy.Query.term_query(index.schema, "key", _STATE_KEY)
-            hits = searcher.search(query, 1).hits
-            kept = searcher.doc(hits[0][1]).to_dict()["state"][0]
-            if kept["format"] != _FORMAT:
-                raise ValueError(f"it has format {kept['format']}")
-            generation, added, deleted, anchor, documents, counted = json.loads(kept["state"])
-            state = State(generation, added, deleted, anchor, documents, tuple(counted))
-        except (ValueError, OSError, KeyError, TypeError, IndexError) as error:
+            return self._opened(directory)
+        except _UNUSABLE as error:
             _log.warning("the word index %s is rebuilt: %s", directory, error)
             return None, None, None
-        return index, searcher, state
+
+    def _opened(self, directory: Path) -> tuple[tantivy.Index, tantivy.Searcher, State]:
+        """Open what lies in a directory; raise one of _UNUSABLE if it cannot be used."""
+        _check_files(directory)
+        index = tantivy.Index(self._schema(), path=str(directory), reuse=True)
+        searcher = index.searcher()
+        query = tantivy.Query.term_query(index.schema, "key", _STATE_KEY)
+        hits = searcher.search(query, 1).hits
+        kept = searcher.doc(hits[0][1]).to_dict()["state"][0]
+        if kept["format"] != _FORMAT:
+            raise ValueError(f"it has format {kept['format']}")
+        generation, added, deleted, anchor, documents, counted = json.loads(kept["state"])
+        return index, searcher, State(generation, added, deleted, anchor, documents, tuple(counted))
+
+    def look(self) -> tuple[State, int] | str:
+        """Return how far what is on disk has read the store, and how many documents it has; else why it is useless.
+
+        Raises:
+            ValueError: if it is kept in memory.
+        """
+        if self._directory is None:
+            raise ValueError("an index in memory has nothing on disk")
+        try:
+            _, searcher, state = self._opened(self._directory)
+        except _UNUSABLE as error:
+            return str(error) or type(error).__name__
+        # One of them holds the state.
+        return state, searcher.num_docs - 1
 
     def _schema(self) -> tantivy.Schema:
         schema = tantivy.SchemaBuilder().add_unsigned_field("key", indexed=True, fast=True)

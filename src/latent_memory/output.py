@@ -18,6 +18,7 @@ import click
 from latent_memory.records import AddReport, Context, Conversation, ConversationInfo, Hit, Passage
 
 if TYPE_CHECKING:
+    from latent_memory.checking import CheckReport, Finding
     from latent_memory.tuning import Half, TuneReport
 
 
@@ -150,6 +151,31 @@ def tuning_json(report: TuneReport) -> dict[str, Any]:
         **{name: getattr(report, name) for name in ("kept", "reason", "source", "questions", "tried")},
         **{"fitted": told(report.fitted), "held_out": told(report.held_out)},
         **{"before": dict(report.before), "after": dict(report.after)},
+    }
+
+
+def say_check(report: CheckReport) -> None:
+    """Print what a check has found: what is wrong first, and a line that sums it up."""
+    for finding in report.problems:
+        say(f"{finding.where}: {finding.detail}\n    {finding.advice}")
+    for kind, count in report.more.items():
+        say(f"and {many(count, 'more problem')} of the kind {kind!r}")
+    for finding in report.notes:
+        say(f"note: {finding.where}: {finding.detail}\n    {finding.advice}")
+    looked = ", ".join(many(getattr(report, f"{noun}s"), noun) for noun in ("conversation", "turn", "passage"))
+    wrong = len(report.problems) + sum(report.more.values())
+    say(f"{many(wrong, 'problem') if wrong else 'sound'}: {looked}")
+
+
+def check_json(report: CheckReport) -> dict[str, Any]:
+    """Return what a check has found, as docs/cli.md describes it."""
+
+    def told(findings: Iterable[Finding]) -> list[dict[str, str]]:
+        return [{name: getattr(each, name) for name in ("kind", "where", "detail", "advice")} for each in findings]
+
+    return {
+        **{name: getattr(report, name) for name in ("sound", "scope", "conversations", "turns", "passages")},
+        **{"problems": told(report.problems), "more": dict(report.more), "notes": told(report.notes)},
     }
 
 

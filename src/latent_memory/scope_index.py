@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ _MOST_CODES = 20_000
 _ENOUGH = 0.8
 # How many documents may wait in memory before they are committed to an index on disk.
 PENDING = 1_000
+# The word indexes of a scope, by the directory that each is in, with their fields.
+WORD_INDEXES = {"passages": ("passage", "exchange"), "conversations": ("conversation",)}
 # What one catching-up reads at a time: bounds the memory of a rebuild.
 _SLICE = 20_000
 
@@ -70,8 +73,8 @@ class ScopeIndex:
         self._directory = feed.directory / "indexes" / str(scope_id)
         self._read: Watermark | None = None
         self._read_words: Watermark | None = None
-        self._passages = LexicalIndex(self._directory / "passages", ("passage", "exchange"))
-        self._conversations = LexicalIndex(self._directory / "conversations", ("conversation",))
+        self._passages = _word_index(self._directory, "passages")
+        self._conversations = _word_index(self._directory, "conversations")
         self.discard_memory()
 
     def _reset(self, generation: str | None) -> None:
@@ -444,6 +447,10 @@ class _Table:
         rows = np.searchsorted(self.ids, ids)
         rows[rows == len(self)] = 0
         return np.asarray(rows[self.ids[rows] == ids])
+
+
+def _word_index(directory: Path, name: str) -> LexicalIndex:
+    return LexicalIndex(directory / name, WORD_INDEXES[name])
 
 
 _Cut = Callable[[str, str], list[str]]
