@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from latent_memory import Conversation, LatentMemory, Turn
-from latent_memory.keys import KeyRing
+from latent_memory.keys import PREFIX, KeyRing
 from latent_memory.server import access
 
 Cli = Callable[..., CompletedProcess[str]]
@@ -265,5 +265,5 @@ def test_keys_alone_tells_what_there_is(cli: Cli) -> None:
 
 def test_the_page_names_the_headers_that_the_server_reads() -> None:
     page = (Path(__file__).parents[1] / "docs" / "keys.md").read_text(encoding="utf-8")
-    assert f"\n{access.KEY_HEADER}: {access.KEY_PREFIX}" in page
-    assert f"\nAuthorization: Bearer {access.KEY_PREFIX}" in page
+    assert f"\n{access.KEY_HEADER}: {PREFIX}" in page
+    assert f"\nAuthorization: Bearer {PREFIX}" in page

@@ -10,7 +10,20 @@ import sys
 import click
 
 from latent_memory import __version__
-from latent_memory.cli import adding, chatting, converting, inspecting, preparing, recalling, tending, training
+from latent_memory.cli import (
+    adding,
+    chatting,
+    checking,
+    converting,
+    inspecting,
+    keys,
+    mcp,
+    preparing,
+    recalling,
+    serving,
+    tending,
+    training,
+)
 from latent_memory.cli.ending import PROGRAM, StoppedError, discard, failed, fill_closed_streams, note, unwritable
 from latent_memory.cli.options import MORE
 from latent_memory.errors import LatentMemoryError
@@ -30,10 +43,14 @@ _COMMANDS = (
     tending.forget,
     tending.reembed,
     tending.tune,
+    checking.check,
     converting.convert,
     training.finetune,
     training.bridge,
     training.export,
+    serving.serve,
+    mcp.mcp_,
+    keys.keys,
 )
 
 

@@ -132,7 +132,7 @@ def _questions(name: str) -> list[Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: not UTF-8 (byte {error.start})") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {name[:80]}: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"cannot read {name[:200]}: {getattr(error, 'strerror', None) or error}") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -299,6 +299,7 @@ class LocalModel:
         most: int = 256,
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
+        each: Callable[[int], None] = lambda _: None,
     ) -> Iterator[str]:
         """Yield the answer's text in pieces, as it is made; the prefilled cache is used up.
 
@@ -307,11 +308,13 @@ class LocalModel:
             most: the most tokens.
             sampling: how tokens are chosen.
             stop: texts that end the answer and are not part of it.
+            each: called with each token, also with those that bring no text yet; what it raises ends the answer.
         """
         made: list[int] = []
         shown = ""
         for token in self.tokens(prefilled, most=most, sampling=sampling):
             made.append(token)
+            each(token)
             text = self.decode(made)
             if text.endswith("\ufffd"):
                 # In the middle of a character.
