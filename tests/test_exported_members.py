@@ -19,6 +19,7 @@ _EXPORTED = [
     "Passage",
     "Stats",
     "Turn",
+    "remember",
 ]
 
 

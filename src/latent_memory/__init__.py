@@ -25,6 +25,7 @@ from latent_memory.records import (
 if TYPE_CHECKING:
     from latent_memory.embedders import Embedder
     from latent_memory.memory import LatentMemory
+    from latent_memory.remembering import remember
 
 __version__ = "0.1.0"
 
@@ -40,11 +41,12 @@ __all__ = [
     "Passage",
     "Stats",
     "Turn",
+    "remember",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # These two bring NumPy and more; records and errors alone import in a few milliseconds.
+    # These bring NumPy and more; records and errors alone import in a few milliseconds.
     if name == "LatentMemory":
         from latent_memory.memory import LatentMemory
 
@@ -53,4 +55,8 @@ def __getattr__(name: str) -> object:
         from latent_memory.embedders import Embedder
 
         return Embedder
+    if name == "remember":
+        from latent_memory.remembering import remember
+
+        return remember
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
