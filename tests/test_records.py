@@ -154,7 +154,7 @@ def _deep() -> dict[str, Any]:
         5,
         ["a"],
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: repr(value)[:16],
 )
 def test_metadata_that_is_no_json_is_refused(metadata: Any) -> None:
     with pytest.raises(InputError, match=r"^metadata: ") as caught:
