@@ -56,3 +56,14 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CompletedProcess[str]]
         return CompletedProcess(argv, code or 0, printed, told)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute with one thread while a module's tests run."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

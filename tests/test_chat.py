@@ -25,7 +25,7 @@ from latent_memory.chat import Chat
 from latent_memory.cli.chatting import chat
 from latent_memory.inference import ways
 from latent_memory.inference.local_model import LocalModel, Messages, Prefilled
-from tiny_model import saved, tiny_model
+from tiny_model import saved, talkative
 
 Cli = Callable[..., CompletedProcess[str]]
 
@@ -39,26 +39,13 @@ TRIP = Conversation(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# More threads than cores would make small models slower.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(talkative(), tmp_path_factory.mktemp("models") / "tiny")
-
-
-def talkative(window: int = 4096) -> LocalModel:
-    """Return a model whose answers are not blank: it repeats the last thing it reads."""
-    made = tiny_model(window=window)
-    made.tokenizer.chat_template = made.tokenizer.chat_template.replace("assistant\n", "assistant:")
-    return made
 
 
 @pytest.fixture

@@ -424,6 +424,16 @@ def test_closing_waits_for_what_is_being_written(store: Path, _: int) -> None:
         assert set(acknowledged) <= set(again.conversation_ids())
 
 
+def test_which_ids_are_missing(memory: LatentMemory) -> None:
+    assert memory.missing(["trip", "trip"]) == ["trip"]
+    memory.add([TRIP, BREAD])
+    memory.add(TRIP, "ben")
+    many = [f"none-{i}" for i in range(25_000)]
+    assert memory.missing(["bread", *many, "trip"]) == many
+    assert memory.missing(["trip", "bread"], scope="ben") == ["bread"]
+    assert memory.missing([]) == []
+
+
 def test_a_full_disk_keeps_what_was_there(memory: LatentMemory) -> None:
     memory.add(TRIP)
     database = memory._store.database

@@ -39,6 +39,13 @@ def tiny_model(seed: int = 0, hidden: int = 32, window: int = 4096) -> LocalMode
     return LocalModel(model.eval().requires_grad_(False), tiny_tokenizer(), f"tiny-{seed}")
 
 
+def talkative(window: int = 4096) -> LocalModel:
+    """Return a model whose answers are not blank: it repeats the last thing it reads."""
+    made = tiny_model(window=window)
+    made.tokenizer.chat_template = made.tokenizer.chat_template.replace("assistant\n", "assistant:")
+    return made
+
+
 def tiny_tokenizer() -> Any:
     """Return a byte-level tokenizer with the chat marks of SmolLM2."""
     import transformers

@@ -241,8 +241,7 @@ class _Block:
                 parts.append(day_heading(passage.timestamp))
             parts.append(self.line(passage))
             last = passage
-        # Once more as a whole: marks could be put together from the end of one line and the beginning of the next.
-        return f"{OPENING}{defused(''.join(parts))}{CLOSING}"
+        return fenced(parts)
 
     def _heading(self, passage: Passage) -> str:
         known = passage.conversation_id, passage.timestamp
@@ -253,13 +252,19 @@ class _Block:
         return self._headings[known]
 
 
+def fenced(parts: Iterable[str]) -> str:
+    """Return stored words, each part harmless by itself, within the fence."""
+    # Once more as a whole: marks could be put together from the end of one part and the beginning of the next.
+    return f"{OPENING}{defused(''.join(parts))}{CLOSING}"
+
+
 def _place(passage: Passage) -> tuple[str, int, int]:
     return passage.conversation_id, -1 if passage.turn is None else passage.turn, passage.start
 
 
 def heading(title: str, timestamp: datetime) -> str:
     """Return the lines above a conversation's turns; without a title, its day alone."""
-    title, day = _one_line(title, _TITLE_CHARACTERS), in_words(timestamp)
+    title, day = one_line(title, _TITLE_CHARACTERS), in_words(timestamp)
     return f"\n# {title} ({day})\n" if title else f"\n# {day}\n"
 
 
@@ -271,7 +276,7 @@ def day_heading(timestamp: datetime) -> str:
 def written(passage: Passage) -> str:
     """Return a passage as it is shown: the speaker, and the text with whatever could pass for a mark defused."""
     # A name cannot pose as a heading, nor end before it does.
-    name = _NO_NAME.sub("", _one_line(passage.name or "", _NAME_CHARACTERS)).rstrip(": ")
+    name = _NO_NAME.sub("", one_line(passage.name or "", _NAME_CHARACTERS)).rstrip(": ")
     speaker = re.sub(r":(?= )", "", name) or passage.role or "summary"
     cut = "…" if passage.start else ""
     text = defused(f"{speaker}: {cut}{passage.text.strip()}")
@@ -279,7 +284,8 @@ def written(passage: Passage) -> str:
     return "\n  ".join(text.splitlines()) + "\n"
 
 
-def _one_line(text: str, most: int) -> str:
+def one_line(text: str, most: int) -> str:
+    """Return a stored text on one line, defused, and cut if it is longer."""
     line = " ".join(defused(text).split())
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 

@@ -81,6 +81,13 @@ def said(api: Api, body: Mapping[str, Any]) -> list[Turn]:
     return found
 
 
+def conversation_in(body: Mapping[str, Any]) -> str | None:
+    """Return the id of the conversation that a request of the responses API names, None if it names none."""
+    named = body.get("conversation")
+    named = named.get("id") if isinstance(named, Mapping) else named
+    return named if isinstance(named, str) and named.strip() and named.isprintable() else None
+
+
 def turns(role: str, text: str, name: str | None = None) -> Iterator[Turn]:
     """Yield what was said as turns: none if it is empty, several if it is too long for one."""
     # Half a surrogate pair is what a client cut; it cannot be stored.

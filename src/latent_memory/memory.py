@@ -590,6 +590,14 @@ class LatentMemory:
         scope_id = self._store.scope_id(scope)
         return [] if scope_id is None else self._store.conversation_ids(scope_id, prefix)
 
+    def missing(self, conversation_ids: Iterable[str], *, scope: str = DEFAULT_SCOPE) -> list[str]:
+        """Return those of some ids, each once, of which there is no conversation."""
+        check_scope(scope)
+        ids = list(dict.fromkeys(checked_texts(conversation_ids, "conversation_ids")))
+        scope_id = self._store.scope_id(scope)
+        known = set() if scope_id is None else self._store.known(scope_id, ids)
+        return [each for each in ids if each not in known]
+
     def headings(self, *, scope: str = DEFAULT_SCOPE, prefix: str = "", limit: int | None = None) -> list[Conversation]:
         """Return a scope's conversations as `get` does but without their turns, in the order of their ids.
 

@@ -12,11 +12,12 @@ import secrets
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
+from latent_memory.enrichment import conversation_in
 from latent_memory.memory import DEFAULT_SCOPE, LatentMemory
 from latent_memory.passages import count_words
 from latent_memory.records import Conversation, Turn
@@ -79,6 +80,7 @@ class Recorder:
         scope: str = DEFAULT_SCOPE,
         conversation_id: str | None = None,
         continues: bool = False,
+        answer_id: str | None = None,
     ) -> str | None:
         """Add an exchange to the memory: what of it is new.
 
@@ -89,6 +91,8 @@ class Recorder:
             conversation_id: of the conversation. By default the one that it continues is found by what was said; where
                 nothing was answered there is too little to find it by, and nothing is kept.
             continues: the request says nothing of what went before, since the model's server has it.
+            answer_id: that the model's server gave to the answer, and another request may go on with. An answer that
+                only calls a tool has one too: then what was asked is kept with what is answered in the end.
 
         Returns:
             The conversation's id; None if nothing was kept.
@@ -96,6 +100,9 @@ class Recorder:
         Raises:
             LatentMemoryError: see `LatentMemory.add`.
         """
+        if not answer and answer_id is not None:
+            self._wait(scope, answer_id, conversation_id, live)
+            return None
         if not answer and not (live and conversation_id):
             return None
         now = datetime.now().astimezone()
@@ -116,21 +123,46 @@ class Recorder:
             self._memory.extend(name, lambda stored: following(stored, name), scope)
         self._kept.put(_digest(scope, name), True)
         self._link_end(live, answer, scope, name)
+        if answer_id is not None:
+            self._link(scope, _answer(answer_id), name)
         return name
 
-    def link(self, scope: str, key: Hashable, conversation_id: str) -> None:
-        """Remember which conversation something belongs to, such as the id that a server gave to an answer."""
+    def continued(
+        self, scope: str, body: Mapping[str, Any], live: Sequence[Turn]
+    ) -> tuple[str | None, list[Turn], bool]:
+        """Return what a request of the responses API goes on with.
+
+        Args:
+            scope: whose memory it is.
+            body: the request.
+            live: what it says.
+
+        Returns:
+            The id of the conversation, None if none is named that is known; what is said, with a question whose answer
+            called a tool; and whether the model's server has what went before.
+        """
+        named, previous = conversation_in(body), body.get("previous_response_id")
+        if named is not None or not isinstance(previous, str):
+            return named, list(live), named is not None
+        with self._lock:
+            waiting = self._unanswered.get((scope, previous))
+        if waiting is not None:
+            named, before = waiting
+            return named, [*before, *live], True
+        return self._linked(scope, _answer(previous)), list(live), True
+
+    def _link(self, scope: str, key: Hashable, conversation_id: str) -> None:
+        """Remember which conversation something belongs to."""
         self._links.put(_digest(scope, repr(key)), conversation_id)
 
-    def linked(self, scope: str, key: Hashable) -> str | None:
+    def _linked(self, scope: str, key: Hashable) -> str | None:
         """Return the conversation that something was linked to, if it is still known."""
         return self._links.get(_digest(scope, repr(key)))
 
-    def ask(self, scope: str, answer_id: str, conversation_id: str | None, live: Sequence[Turn]) -> None:
+    def _wait(self, scope: str, answer_id: str, conversation_id: str | None, live: Sequence[Turn]) -> None:
         """Remember what was asked where the answer calls a tool and says nothing.
 
-        What the tool returns is sent with the next request, which names the answer that it goes on with, and the
-        question is not.
+        What the tool returns is sent with the next request, and the question is not.
         """
         with self._lock:
             self._drop(scope, answer_id)
@@ -140,11 +172,6 @@ class Recorder:
                 self._characters > _UNANSWERED_CHARACTERS and len(self._unanswered) > 1
             ):
                 self._drop(*next(iter(self._unanswered)))
-
-    def asked(self, scope: str, answer_id: str) -> tuple[str | None, Sequence[Turn]] | None:
-        """Return the conversation and what was asked, for an answer that called a tool."""
-        with self._lock:
-            return self._unanswered.get((scope, answer_id))
 
     def _drop(self, scope: str, answer_id: str) -> None:
         _, live = self._unanswered.pop((scope, answer_id), (None, ()))
@@ -188,17 +215,17 @@ class Recorder:
             return
         turns = [*live, *answer]
         if telling := _telling_end(turns):
-            self.link(scope, telling, name)
+            self._link(scope, telling, name)
         for count in _FEW_TURNS:
             # A conversation that is no more than this may be one of many: "Hi!", "Hello! How can I help?"
             if count < len(turns):
-                self.link(scope, _end(turns, count), name)
+                self._link(scope, _end(turns, count), name)
 
     def _ended_with(self, turns: Sequence[Turn], scope: str) -> str | None:
         """Return the conversation that ended with these turns."""
         keys = [telling] if (telling := _telling_end(turns)) else []
         keys += [_end(turns, count) for count in _FEW_TURNS if count <= len(turns)]
-        return next((name for key in keys if (name := self.linked(scope, key)) is not None), None)
+        return next((name for key in keys if (name := self._linked(scope, key)) is not None), None)
 
 
 class _Recent(Generic[Value]):
@@ -316,6 +343,10 @@ def _ids(whole: Sequence[Key]) -> Iterator[str]:
         digest.update(f"{role}\0{text}\0".encode())
         if i >= first:
             yield f"{TYPE}-{digest.hexdigest()[:24]}"
+
+
+def _answer(answer_id: str) -> tuple[str, str]:
+    return "response", answer_id
 
 
 def _telling_end(turns: Sequence[Turn]) -> tuple[Key, ...]:

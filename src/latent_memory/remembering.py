@@ -15,7 +15,6 @@ import gc
 import inspect
 import json
 import logging
-import re
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from latent_memory.memory import DEFAULT_SCOPE, LatentMemory
 from latent_memory.query import check_scope
 from latent_memory.recording import Recorder
 from latent_memory.records import Turn, check_text
+from latent_memory.sse import Events
 
 C = TypeVar("C")
 OnError = Callable[[Exception], object]
@@ -160,7 +160,7 @@ class _Exchange:
     # Whether the server has what was said before in the conversation, so that the call does not say it.
     continues: bool
     answer: Answer
-    events: _Events | None = None
+    events: Events | None = None
     body: bytearray = field(default_factory=bytearray)
     ended: bool = False
 
@@ -168,13 +168,20 @@ class _Exchange:
         if self.events is None:
             self.body += chunk
         else:
-            for event in self.events.of(chunk):
-                self.answer.event(event)
+            self._take(self.events.feed(chunk))
 
     def end(self) -> None:
-        if self.body:
+        if self.events is not None:
+            self._take(self.events.end())
+        elif self.body:
             with contextlib.suppress(ValueError):
                 self.answer.whole(json.loads(self.body))
+
+    def _take(self, events: Sequence[str]) -> None:
+        for data in events:
+            # "[DONE]" is none.
+            with contextlib.suppress(ValueError):
+                self.answer.event(json.loads(data))
 
 
 class _Remembering:
@@ -250,27 +257,17 @@ class _Remembering:
                     # What runs in the background is answered later, to another call.
                     settings = replace(settings, record=False)
                 settings, live, continues = self._continued(settings, body, live)
-            return _Exchange(api, settings, live, continues, answer_of(api), _Events() if streamed else None)
+            return _Exchange(api, settings, live, continues, answer_of(api), Events() if streamed else None)
         return None
 
     def _continued(
         self, settings: _Settings, body: Mapping[str, Any], live: list[Turn]
     ) -> tuple[_Settings, list[Turn], bool]:
         """Return settings and what is said, for a call that names what it goes on with; and whether it does."""
-        named = body.get("conversation")
-        named = named.get("id") if isinstance(named, Mapping) else named
-        named = named if isinstance(named, str) and named.strip() else None
-        previous = body.get("previous_response_id")
-        if named is None and isinstance(previous, str):
-            asked = self._recorder.asked(settings.scope, previous)
-            if asked is not None:
-                named, before = asked
-                live = [*before, *live]
-            else:
-                named = self._recorder.linked(settings.scope, ("response", previous))
+        named, live, continues = self._recorder.continued(settings.scope, body, live)
         if settings.conversation is None and named is not None:
             settings = replace(settings, conversation=named)
-        return settings, live, named is not None or isinstance(previous, str)
+        return settings, live, continues
 
     def _enrich(self, exchange: _Exchange, options: Any) -> None:
         """Put what is recalled into a request."""
@@ -322,18 +319,15 @@ class _Remembering:
             answer, settings = exchange.answer, exchange.settings
             answered = list(turns("assistant", answer.text))
             answer_id = answer.response_id if isinstance(answer, ResponsesAnswer) else None
-            if answered:
-                kept = self._recorder.keep(
+            if answered or answer_id is not None:
+                self._recorder.keep(
                     exchange.live,
                     answered,
                     scope=settings.scope,
                     conversation_id=settings.conversation,
                     continues=exchange.continues,
+                    answer_id=answer_id,
                 )
-                if kept is not None and answer_id is not None:
-                    self._recorder.link(settings.scope, ("response", answer_id), kept)
-            elif answer_id is not None:
-                self._recorder.ask(settings.scope, answer_id, settings.conversation, exchange.live)
 
     @contextlib.contextmanager
     def _spared(self, what: str) -> Iterator[None]:
@@ -432,26 +426,6 @@ def _read_along_async(response: Any, exchange: _Exchange, end: Callable[[], Awai
             await end()
 
     response.aiter_bytes, response.aclose = aiter_bytes, aclosed
-
-
-class _Events:
-    """Server-sent events: bytes as they come -> the JSON data of each event."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[bytes] = []
-
-    def of(self, chunk: bytes) -> Iterator[object]:
-        """Yield the events that end in a chunk."""
-        *lines, self._rest = re.split(rb"\r\n|\n|\r(?!\Z)", self._rest + chunk)
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-            elif not line and self._data:
-                data, self._data = b"\n".join(self._data), []
-                # "[DONE]" is none.
-                with contextlib.suppress(ValueError):
-                    yield json.loads(data)
 
 
 async def _in_a_thread(function: Callable[..., None], *args: Any) -> None:

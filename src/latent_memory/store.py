@@ -207,6 +207,11 @@ class Store:
         )
         return [row[0] for row in rows]
 
+    def known(self, scope_id: int, conversation_ids: Sequence[str]) -> set[str]:
+        """Return those of some ids of which the scope has a conversation."""
+        query = "SELECT conversation_id FROM conversations WHERE scope_id = ? AND conversation_id IN ({ids})"
+        return {row[0] for row in self.database.rows_among(query, conversation_ids, scope_id)}
+
     def headings(self, scope_id: int, prefix: str, limit: int | None) -> list[Conversation]:
         """Return the scope's conversations whose ids begin with a prefix, without their turns, in the order of ids."""
         where, values = _begins(prefix)

@@ -36,6 +36,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
 
+from conversations import BREAD, TRIP
 from latent_memory import Conversation, LatentMemory, Turn, block_files
 from latent_memory.embedders import embedded
 from latent_memory.errors import EmbedderMismatchError, InputError
@@ -44,22 +45,6 @@ from latent_memory.integrations.langchain import (
     LatentMemoryRetriever,
     LatentMemoryVectorStore,
     turns,
-)
-
-TRIP = Conversation(
-    "trip",
-    [
-        Turn("user", "We fly to Osaka on the third of May.", datetime(2025, 3, 1, 9, tzinfo=UTC), "Ana"),
-        Turn("assistant", "Shall I look for a hotel near the station?"),
-        Turn("user", "Yes, the cheap one with the blue roof."),
-    ],
-    title="Japan",
-    timestamp=datetime(2025, 3, 1, 9, tzinfo=UTC),
-)
-BREAD = Conversation(
-    "bread",
-    [Turn("user", "My sourdough needs 350 grams of water."), Turn("assistant", "That is seventy percent.")],
-    timestamp=datetime(2024, 3, 1, 9, tzinfo=UTC),
 )
 
 

@@ -20,6 +20,7 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 
+from conversations import BREAD, TRIP
 from latent_memory import Conversation, LatentMemory, Turn
 from latent_memory.errors import InputError
 from latent_memory.integrations.llama_index import (
@@ -27,22 +28,6 @@ from latent_memory.integrations.llama_index import (
     LatentMemoryChatStore,
     LatentMemoryRetriever,
     chat_memory,
-)
-
-TRIP = Conversation(
-    "trip",
-    [
-        Turn("user", "We fly to Osaka on the third of May.", datetime(2025, 3, 1, 9, tzinfo=UTC), "Ana"),
-        Turn("assistant", "Shall I look for a hotel near the station?"),
-        Turn("user", "Yes, the cheap one with the blue roof."),
-    ],
-    title="Japan",
-    timestamp=datetime(2025, 3, 1, 9, tzinfo=UTC),
-)
-BREAD = Conversation(
-    "bread",
-    [Turn("user", "My sourdough needs 350 grams of water."), Turn("assistant", "That is seventy percent.")],
-    timestamp=datetime(2024, 3, 1, 9, tzinfo=UTC),
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from fake_openai import FakeOpenAI
 from latent_memory import LatentMemory
 from latent_memory.keys import KeyRing
 from latent_memory.server.app import create_app
@@ -24,6 +25,13 @@ MakeClient = Callable[..., TestClient]
 @pytest.fixture(autouse=True)
 def _no_upstream_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LATENT_MEMORY_UPSTREAM_KEY", raising=False)
+
+
+@pytest.fixture
+def upstream() -> Iterator[FakeOpenAI]:
+    """Return a server of the OpenAI API to send chats on to."""
+    with FakeOpenAI() as fake:
+        yield fake
 
 
 @pytest.fixture

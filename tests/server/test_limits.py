@@ -71,12 +71,6 @@ Run = Callable[..., Running]
 
 
 @pytest.fixture
-def upstream() -> Iterator[FakeOpenAI]:
-    with FakeOpenAI() as fake:
-        yield fake
-
-
-@pytest.fixture
 def run(memory: LatentMemory) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
 

@@ -24,7 +24,7 @@ from latent_memory.server.local_upstream import MOST_WAITING, LocalUpstream
 from latent_memory.server.problems import ProblemError
 from latent_memory.server.upstream import Sending
 from served import Served
-from tiny_model import saved, tiny_model
+from tiny_model import saved, talkative
 
 CHAT = "/v1/chat/completions"
 MakeClient = Callable[..., TestClient]
@@ -38,22 +38,13 @@ TRIP = Conversation(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# More threads than cores would make small models slower.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model whose answers are not blank: it repeats the last thing it reads."""
-    made = tiny_model(window=1024)
-    made.tokenizer.chat_template = made.tokenizer.chat_template.replace("assistant\n", "assistant:")
-    return saved(made, tmp_path_factory.mktemp("models") / "tiny")
+    return saved(talkative(window=1024), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from latent_memory.errors import LatentMemoryError, StoreBusyError
 from latent_memory.server import mcp as module
 from latent_memory.server.mcp import Reach, make_server
 from latent_memory.server.mcp_tools import id_of, uri_of
+from mcp_answers import text_of, told
 
 T = TypeVar("T")
 
@@ -71,20 +72,6 @@ async def connected(memory: LatentMemory, scope: str = "default", *, may_write: 
     # The handshake that today's clients make, with all messages written as JSON and read again.
     async with Client(make_server(Desk(memory, scope, may_write=may_write)), mode="legacy") as client:
         yield client
-
-
-def text_of(result: types.CallToolResult) -> str:
-    (content,) = result.content
-    assert isinstance(content, types.TextContent)
-    return content.text
-
-
-async def told(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    """Call a tool that succeeds; return its data, which the client has checked against the tool's schema."""
-    result = await client.call_tool(tool, arguments)
-    assert not result.is_error, text_of(result)
-    assert isinstance(result.structured_content, dict)
-    return result.structured_content
 
 
 async def refused(client: Client, tool: str, **arguments: Any) -> str:

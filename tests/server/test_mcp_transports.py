@@ -28,6 +28,7 @@ from mcp.shared.exceptions import MCPError
 
 from latent_memory import Conversation, LatentMemory, Turn
 from latent_memory.keys import KeyRing
+from mcp_answers import text_of, told
 from served import Served
 
 Serve = Callable[..., Served]
@@ -68,19 +69,6 @@ def connect(request: pytest.FixtureRequest, store: Path, serve: Serve) -> Connec
         return lambda **more: over_stdio("--store", store, "--embedder", "hashing", **more)
     server = serve(store)
     return lambda **more: over_http(server.url, **more)
-
-
-def text_of(result: types.CallToolResult) -> str:
-    (content,) = result.content
-    assert isinstance(content, types.TextContent)
-    return content.text
-
-
-async def told(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    result = await client.call_tool(tool, arguments)
-    assert not result.is_error, text_of(result)
-    assert isinstance(result.structured_content, dict)
-    return result.structured_content
 
 
 # -- both ways ------------------------------------------------------------------------------------------------

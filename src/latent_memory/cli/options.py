@@ -23,13 +23,14 @@ STORE = click.option(
     help="The memory: a store's directory, or a file of another format. "
     f"Default: ${STORE_VARIABLE}, else a store of your own where the system keeps such data.",
 )
-SCOPE = click.option(
-    "--scope",
-    envvar=SCOPE_VARIABLE,
-    default="default",
-    show_default=True,
-    help="Whose memory: a user, a tenant, a project.",
-)
+
+
+def scope_option(told: str) -> Callable[[Decorated], Decorated]:
+    """Return the option that names a scope, with a help of its own."""
+    return click.option("--scope", envvar=SCOPE_VARIABLE, default="default", show_default=True, help=told)
+
+
+SCOPE = scope_option("Whose memory: a user, a tenant, a project.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 EMBEDDER = click.option(
     "--embedder",

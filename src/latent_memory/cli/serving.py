@@ -11,7 +11,7 @@ import click
 
 from latent_memory.cli.ending import note
 from latent_memory.cli.opening import open_memory
-from latent_memory.cli.options import EMBEDDER, SCOPE_VARIABLE, STORE, Command, options
+from latent_memory.cli.options import EMBEDDER, STORE, Command, options, scope_option
 from latent_memory.errors import InputError, MissingExtraError
 
 UPSTREAM_KEY_VARIABLE = "LATENT_MEMORY_UPSTREAM_KEY"
@@ -26,7 +26,7 @@ _A_FILE = click.Path(path_type=Path)
     "--upstream",
     metavar="URL",
     help="Where chats are sent on to: an OpenAI-compatible server (https://api.openai.com/v1), or local:smollm2 for "
-    "a model on this machine. Without it there is no chat, and all else.",
+    "a model on this machine. Without it there are no chats; everything else works.",
 )
 @click.option(
     "--upstream-key-file",
@@ -92,15 +92,7 @@ _A_FILE = click.Path(path_type=Path)
     help="The largest body of a request, and the longest line of a stream of them.",
 )
 @click.option("--log-text", is_flag=True, help="Write what is said into the log.")
-@options(STORE)
-@click.option(
-    "--scope",
-    envvar=SCOPE_VARIABLE,
-    default="default",
-    show_default=True,
-    help="Of requests that name none, unless their key opens just one.",
-)
-@options(EMBEDDER)
+@options(STORE, scope_option("Of requests that name none, unless their key opens just one."), EMBEDDER)
 def serve(
     host: str,
     port: int,

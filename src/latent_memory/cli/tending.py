@@ -12,7 +12,7 @@ import click
 from latent_memory import adapters
 from latent_memory.cli.ending import leave, note
 from latent_memory.cli.opening import open_memory, telling_if_stopped
-from latent_memory.cli.options import EMBEDDER, JSON, SCOPE, SCOPE_VARIABLE, STORE, Command, options
+from latent_memory.cli.options import EMBEDDER, JSON, SCOPE, STORE, Command, options, scope_option
 from latent_memory.errors import InputError, StoreError
 from latent_memory.output import counter, many, progress, say, say_json, say_tuning, tuning_json
 
@@ -26,7 +26,7 @@ def forget(conversations: Sequence[str], everything: bool, store: Path | None, s
     if bool(conversations) == everything:
         raise click.UsageError("Name either conversations to forget, or --all for the whole scope")
     with open_memory(store) as memory:
-        missing = [each for each in dict.fromkeys(conversations) if memory.get(each, scope=scope) is None]
+        missing = memory.missing(conversations, scope=scope)
         gone = memory.forget(conversations or None, scope=scope, everything=everything)
         try:
             stale = memory.stale_adapters()
@@ -77,15 +77,12 @@ def reembed(embedder: str, store: Path | None, as_json: bool) -> None:
     "--seconds", type=click.FloatRange(min=0, min_open=True), default=120, show_default=True, help="How long to search."
 )
 @click.option("--reset", is_flag=True, help="Go back to the default weights.")
-@options(STORE)
-@click.option(
-    "--scope",
-    envvar=SCOPE_VARIABLE,
-    default="default",
-    show_default=True,
-    help="Of questions that name none. Without --questions all scopes are looked through.",
+@options(
+    STORE,
+    scope_option("Of questions that name none. Without --questions all scopes are looked through."),
+    EMBEDDER,
+    JSON,
 )
-@options(EMBEDDER, JSON)
 def tune(
     questions: str | None,
     seconds: float,

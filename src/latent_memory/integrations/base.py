@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from latent_memory.errors import MissingExtraError
 from latent_memory.records import Hit
+
+# Whose memory it is: a name, or what finds it in what the application gives to a run (its context, its dependencies).
+Scope = str | Callable[[Any], str]
 
 # Stands where a turn needs a text and nothing is to be found by it: no word in it, and no meaning.
 NOTHING = "…"
@@ -32,6 +35,16 @@ def needed(module: str, package: str) -> Iterator[None]:
         raise MissingExtraError(
             f"this adapter needs the package {package}. Install it with: pip install {package}"
         ) from None
+
+
+def scope_for(scope: Scope, given: Any) -> str:
+    """Return whose memory a run is about.
+
+    Args:
+        scope: a name, or what finds it.
+        given: what the application gives to the run.
+    """
+    return scope if isinstance(scope, str) else scope(given)
 
 
 def told(hit: Hit) -> dict[str, Any]:

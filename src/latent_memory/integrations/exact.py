@@ -30,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # A conversation needs a turn, and there are messages in which nobody says anything.
-_SILENCE = Turn("system", NOTHING)
+SILENCE = Turn("system", NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,7 @@ class Log:
             if once and f"\n{lines}\n" in f"\n{before}\n":
                 return None
             told = [turn if turn.timestamp else replace(turn, timestamp=now) for each in new for turn in each.turns]
-            turns = [*_spoken(stored), *told] or [_SILENCE]
-            return self._conversation(stored, turns, f"{before}\n{lines}" if before else lines)
+            return conversation(stored, [*spoken(stored), *told], self._name, f"{before}\n{lines}" if before else lines)
 
         self._memory.extend(self._id, following, self._scope)
 
@@ -101,8 +100,7 @@ class Log:
             rest, _, popped = self._lines(stored).rpartition("\n")
             if not popped:
                 return None
-            turns = _without(_spoken(stored), turns_of(popped)) or [_SILENCE]
-            return self._conversation(stored, turns, rest)
+            return conversation(stored, _without(spoken(stored), turns_of(popped)), self._name, rest)
 
         self._memory.extend(self._id, following, self._scope, whole=True)
         return popped or None
@@ -110,10 +108,6 @@ class Log:
     def clear(self) -> None:
         """Forget the conversation."""
         self._memory.forget(self._id, scope=self._scope)
-
-    def _conversation(self, stored: Conversation | None, turns: Sequence[Turn], lines: str) -> Conversation:
-        known = dict(stored.metadata) if stored else {}
-        return Conversation(self._id, turns, type=None if stored else "chat", metadata={**known, self._name: lines})
 
     def _messages(self, stored: Conversation | None) -> list[str]:
         lines = self._lines(stored)
@@ -158,9 +152,18 @@ async def finished(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     return work.result()
 
 
-def _spoken(stored: Conversation | None) -> list[Turn]:
+def conversation(stored: Conversation | None, said: Sequence[Turn], framework: str, lines: str) -> Conversation:
+    """Return a conversation as it is to be stored: with what it says, and a framework's messages, one a line."""
+    known = dict(stored.metadata) if stored else {}
+    return Conversation(
+        turns=list(said) or [SILENCE], type=None if stored else "chat", metadata={**known, framework: lines}
+    )
+
+
+def spoken(stored: Conversation | None) -> list[Turn]:
+    """Return what is said in a conversation as it is stored."""
     turns = list(stored.turns) if stored else []
-    silent = len(turns) == 1 and (turns[0].role, turns[0].text) == (_SILENCE.role, _SILENCE.text)
+    silent = len(turns) == 1 and (turns[0].role, turns[0].text) == (SILENCE.role, SILENCE.text)
     return [] if silent else turns
 
 

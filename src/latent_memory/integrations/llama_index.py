@@ -16,8 +16,8 @@ from typing import Any
 
 from latent_memory.enrichment import turns
 from latent_memory.errors import InputError
-from latent_memory.integrations.base import NOTHING, needed, place, told
-from latent_memory.integrations.exact import finished
+from latent_memory.integrations.base import needed, place, told
+from latent_memory.integrations.exact import conversation, finished, spoken
 from latent_memory.memory import DEFAULT_SCOPE, LatentMemory
 from latent_memory.query import check_scope
 from latent_memory.records import Conversation, Turn, check_text
@@ -39,8 +39,6 @@ _SPEAKERS = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
-# A conversation needs a turn, and there are messages in which nobody says anything.
-_SILENCE = Turn("system", NOTHING)
 
 
 def chat_memory(
@@ -254,9 +252,9 @@ class LatentMemoryChatStore(AsyncDBChatStore):
             # Only what is new is written out: a long session grows a message at a time.
             lines = _lines(key, stored)
             first = json.loads(lines[lines.rfind("\n") + 1 :])["id"] + 1 if lines else 1
-            told = [turn for turn in (stored.turns if stored else ()) if turn != _SILENCE]
             numbered = _written({**each, "id": first + i} for i, each in enumerate(made))
-            return _conversation(stored, [*told, *new], f"{lines}\n{numbered}" if lines else numbered)
+            lines = f"{lines}\n{numbered}" if lines else numbered
+            return conversation(stored, [*spoken(stored), *new], _FRAMEWORK, lines)
 
         await finished(self.memory.extend, key, follow, self.scope)
 
@@ -336,7 +334,7 @@ class LatentMemoryChatStore(AsyncDBChatStore):
             if after == before or emptied:
                 return None
             said = [turn for each in after for turn in _said(each)]
-            return _conversation(stored, said, _written(after))
+            return conversation(stored, said, _FRAMEWORK, _written(after))
 
         def check() -> None:
             # Somebody may have added a message in between.
@@ -386,10 +384,3 @@ def _lines(key: str, stored: Conversation | None) -> str:
     if not isinstance(lines, str):
         raise InputError(f"session {key!r}: a conversation that LlamaIndex has not kept has this id; use another")
     return lines
-
-
-def _conversation(stored: Conversation | None, said: Sequence[Turn], lines: str) -> Conversation:
-    known = dict(stored.metadata) if stored else {}
-    return Conversation(
-        turns=list(said) or [_SILENCE], type=None if stored else "chat", metadata={**known, _FRAMEWORK: lines}
-    )

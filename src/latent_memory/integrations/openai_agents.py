@@ -14,7 +14,7 @@ from typing import Any
 
 from latent_memory.enrichment import said, with_memory
 from latent_memory.errors import InputError, LatentMemoryError
-from latent_memory.integrations.base import needed
+from latent_memory.integrations.base import Scope, needed, scope_for
 from latent_memory.integrations.exact import Log, Said, finished, spared
 from latent_memory.memory import DEFAULT_SCOPE, LatentMemory
 from latent_memory.query import check_scope
@@ -24,9 +24,6 @@ with needed("agents", "openai-agents"):
     from agents import FunctionTool, SessionSettings, TResponseInputItem
     from agents.run import CallModelData, ModelInputData
     from agents.tool_context import ToolContext
-
-# Whose memory it is: a name, or what finds it in the context object that the application gives to the run.
-Scope = str | Callable[[Any], str]
 
 _FRAMEWORK = "openai_agents"
 
@@ -113,7 +110,7 @@ def memory_filter(
         if not any(turn.role == "user" for turn in live):
             return given
         with spared("the model is asked without memory"):
-            found = await finished(memory.context, live, budget, scope=_scope(scope, data.context))
+            found = await finished(memory.context, live, budget, scope=scope_for(scope, data.context))
             enriched = with_memory("responses", body, found.text)
             return ModelInputData(input=enriched["input"], instructions=given.instructions)
         return given
@@ -138,7 +135,7 @@ def recall_tool(
             given = json.loads(arguments or "{}")
             query, during = (given.get("query"), given.get("during")) if isinstance(given, dict) else (None, None)
             found = await finished(
-                memory.context, str(query or ""), budget, scope=_scope(scope, context.context), during=during or None
+                memory.context, str(query or ""), budget, scope=scope_for(scope, context.context), during=during or None
             )
         except (LatentMemoryError, ValueError) as error:
             # The model reads it, and may ask in another way.
@@ -165,10 +162,6 @@ def recall_tool(
 
 
 _DESCRIPTION = "Look up what was said in earlier conversations with this user."
-
-
-def _scope(scope: Scope, context: Any) -> str:
-    return scope if isinstance(scope, str) else scope(context)
 
 
 def _kept(item: Any, number: int) -> Said:

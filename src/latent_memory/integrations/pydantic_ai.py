@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from latent_memory.enrichment import turns as turns_of_text
 from latent_memory.errors import InputError, LatentMemoryError
-from latent_memory.integrations.base import needed
+from latent_memory.integrations.base import Scope, needed, scope_for
 from latent_memory.integrations.exact import Log, Said, finished, spared
 from latent_memory.memory import DEFAULT_SCOPE, LatentMemory
 from latent_memory.records import Conversation, Turn
@@ -33,9 +33,6 @@ with needed("pydantic_ai", "pydantic-ai-slim"):
         UserPromptPart,
     )
     from pydantic_ai.models import ModelRequestContext
-
-# Whose memory it is: a name, or what finds it in the dependencies that the application gives to the run.
-Scope = str | Callable[[Any], str]
 
 _FRAMEWORK = "pydantic_ai"
 _NOTES = "notes"
@@ -93,7 +90,9 @@ class MemoryCapability(AbstractCapability[Any]):
             asked = next((turn.text for turn in reversed(live) if turn.role == "user"), None)
             if asked is not None:
                 if asked not in self._found:
-                    found = await finished(self.memory.context, live, self.budget, scope=_scope(self.scope, ctx.deps))
+                    found = await finished(
+                        self.memory.context, live, self.budget, scope=scope_for(self.scope, ctx.deps)
+                    )
                     self._found[asked] = found.text
                 # Another list: the run's own messages stay as they are.
                 request_context.messages = _with_memory(request_context.messages, self._found[asked])
@@ -103,7 +102,7 @@ class MemoryCapability(AbstractCapability[Any]):
         """Keep the run."""
         if self.record:
             with spared("the run is not kept in the memory"):
-                await finished(record_run, self.memory, result, scope=_scope(self.scope, ctx.deps))
+                await finished(record_run, self.memory, result, scope=scope_for(self.scope, ctx.deps))
         return result
 
 
@@ -127,7 +126,9 @@ def memory_toolset(
             during: When it was said, in words such as "last March" or "May 2023"; null for any time.
         """
         try:
-            found = await finished(memory.context, query, budget, scope=_scope(scope, ctx.deps), during=during or None)
+            found = await finished(
+                memory.context, query, budget, scope=scope_for(scope, ctx.deps), during=during or None
+            )
         except LatentMemoryError as error:
             raise ModelRetry(f"recall failed: {error}") from error
         return found.text or "Nothing was found."
@@ -148,7 +149,7 @@ def memory_toolset(
             return Conversation(notes, [*stored.turns, *new])
 
         try:
-            await finished(memory.extend, notes, following, _scope(scope, ctx.deps))
+            await finished(memory.extend, notes, following, scope_for(scope, ctx.deps))
         except LatentMemoryError as error:
             raise ModelRetry(f"remember failed: {error}") from error
         return "Kept."
@@ -261,7 +262,3 @@ def _prefixed(part: UserPromptPart, block: str) -> UserPromptPart:
         return replace(part, content=f"{block}\n\n{part.content}")
     first = next(i for i, item in enumerate(part.content) if _words(item).strip())
     return replace(part, content=[*part.content[:first], f"{block}\n", *part.content[first:]])
-
-
-def _scope(scope: Scope, dependencies: Any) -> str:
-    return scope if isinstance(scope, str) else scope(dependencies)

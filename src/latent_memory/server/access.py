@@ -27,6 +27,7 @@ from latent_memory.keys import PREFIX as KEY_PREFIX
 from latent_memory.keys import KeyInfo
 from latent_memory.query import check_scope
 from latent_memory.server import problems
+from latent_memory.server.bodies import NDJSON, media_type
 from latent_memory.server.observing import Observer
 from latent_memory.server.problems import ProblemError
 from latent_memory.server.service import Service
@@ -40,7 +41,6 @@ _OPEN = ("/healthz", "/readyz", "/openapi.json")
 # Those who watch the server are answered also while it is busy.
 _UNCOUNTED = (*_OPEN, "/metrics")
 # Bodies that are read line by line have no size as a whole, and may come slowly.
-STREAMED = "application/x-ndjson"
 _STREAMED_PATH = "/v1/memory/add"
 # Of those, of each caller, for each of the requests that are answered at a time.
 _STREAMS = 1 / 16
@@ -208,7 +208,7 @@ class Access:
                 watched.caller = caller.name
                 if path not in _OPEN:
                     self._check_rate(caller)
-                streamed = path == _STREAMED_PATH and _is_stream(headers)
+                streamed = path == _STREAMED_PATH and media_type(headers) == NDJSON
                 with self._counted(caller, path, streamed=streamed):
                     await self._app(scope, receive if streamed else self._limited(headers, receive), sending)
             except ProblemError as problem:
@@ -406,10 +406,6 @@ class _Bucket:
 def _capacity(rate: float) -> float:
     # With less than one, no request would ever be answered.
     return max(1.0, 2 * rate)
-
-
-def _is_stream(headers: Headers) -> bool:
-    return headers.get("content-type", "").partition(";")[0].strip().lower() == STREAMED
 
 
 def _busy(what: str) -> ProblemError:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from latent_memory.server.problems import ProblemError
@@ -26,9 +27,9 @@ T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def media_type(request: Request) -> str:
+def media_type(headers: Headers) -> str:
     """Return what a request says that its body is, without parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def wrong_type(*expected: str) -> ProblemError:
@@ -43,7 +44,7 @@ async def json_of(request: Request, service: Service) -> Any:
     Raises:
         ProblemError: 415 if it is of another type, 400 if it is no JSON, or nested too deeply.
     """
-    if media_type(request) != JSON:
+    if media_type(request.headers) != JSON:
         raise wrong_type(JSON)
     body = await body_of(request)
     return await sized(service, len(body), parsed, body, service.settings.most_depth)

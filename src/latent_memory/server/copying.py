@@ -9,7 +9,7 @@ from typing import Protocol
 
 from latent_memory import enrichment
 from latent_memory.enrichment import Api
-from latent_memory.server.sse import MEBIBYTE, Events
+from latent_memory.sse import MEBIBYTE, Events
 
 # Of an answer; what is longer is passed on, and its beginning is kept.
 MOST_CHARACTERS = 4_000_000

@@ -124,9 +124,7 @@ class Exchanges:
             self._observer.recorded.labels("unreadable").inc()
             log.warning("cannot read an answer", extra={"told": {"error": copy.unreadable}})
             return None
-        if not copy.text.strip():
-            if copy.response_id is not None:
-                self._service.recorder.ask(exchange.scope, copy.response_id, exchange.conversation_id, exchange.live)
+        if not copy.text.strip() and copy.response_id is None:
             return None
         task = self._service.spawn(self._kept(exchange, copy), "keeping")
         self._settle(exchange.scope, task)
@@ -143,6 +141,7 @@ class Exchanges:
                 scope=exchange.scope,
                 conversation_id=exchange.conversation_id,
                 continues=exchange.continues,
+                answer_id=copy.response_id,
             )
         except LatentMemoryError as failure:
             # The answer is not taken away for it.
@@ -153,9 +152,8 @@ class Exchanges:
             self._observer.recorded.labels("failed").inc()
             log.error("a bug in adding an exchange, please report it", exc_info=failure)
             return
-        if name is not None and copy.response_id is not None:
-            recorder.link(exchange.scope, ("response", copy.response_id), name)
-        self._observer.recorded.labels("kept").inc()
+        if name is not None:
+            self._observer.recorded.labels("kept").inc()
 
     def _settle(self, scope: str, task: asyncio.Task[None]) -> None:
         """Let the next recall wait for an exchange, whose client may not; not longer than that takes where it can."""

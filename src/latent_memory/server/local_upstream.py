@@ -45,8 +45,10 @@ _WAYS = 64
 _USUAL_WAY = "prompt"
 _SYSTEM = ("system", "developer")
 # What changes nothing if it is left out, as most that is not named here; these would change the answer.
-_UNABLE = ("tools", "functions", "logprobs", "top_logprobs", "audio", "logit_bias", "presence_penalty")
-_UNABLE_TOO = ("frequency_penalty", "prediction", "web_search_options")
+_UNABLE = (
+    *("tools", "functions", "logprobs", "top_logprobs", "audio", "logit_bias", "presence_penalty"),
+    *("frequency_penalty", "prediction", "web_search_options"),
+)
 
 
 class LocalUpstream:
@@ -248,7 +250,7 @@ def _asked(body: Mapping[str, Any]) -> _Asked:
     Raises:
         ProblemError: for what a local model cannot do.
     """
-    for name in (*_UNABLE, *_UNABLE_TOO):
+    for name in _UNABLE:
         if body.get(name):
             raise _wrong(f"{name}: not with a local model; leave it out")
     if body.get("response_format") not in (None, {"type": "text"}):

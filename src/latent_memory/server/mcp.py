@@ -22,6 +22,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.routing import Route
 
 from latent_memory import __version__
+from latent_memory.context import one_line
 from latent_memory.errors import LatentMemoryError
 from latent_memory.server import mcp_tools as tools
 from latent_memory.server.mcp_shapes import schema_of
@@ -154,9 +155,9 @@ class _Doors:
             resources=[
                 types.Resource(
                     uri=tools.uri_of(info.conversation_id),
-                    name=tools.one_line(info.conversation_id, 200),
-                    title=tools.one_line(info.title, 80) or None,
-                    description=tools.one_line(info.summary, 200) or None,
+                    name=one_line(info.conversation_id, 200),
+                    title=one_line(info.title, 80) or None,
+                    description=one_line(info.summary, 200) or None,
                     mime_type=_MARKDOWN,
                     annotations=types.Annotations(last_modified=info.timestamp.isoformat()),
                 )

@@ -7,7 +7,7 @@ that they cannot pose as instructions. Knows neither the protocol nor how it is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from urllib.parse import quote, unquote
 
 from pydantic import BaseModel
 
-from latent_memory.context import CLOSING, OPENING, day_heading, defused, heading, written
+from latent_memory.context import day_heading, defused, fenced, heading, one_line, written
 from latent_memory.errors import InputError
+from latent_memory.output import many
 from latent_memory.records import Conversation, Passage, Turn
 from latent_memory.server.mcp_shapes import (
     AddArguments,
@@ -139,16 +140,17 @@ def _add(memory: LatentMemory, scope: str, given: AddArguments) -> Answer:
         turns = [_said(message, f"messages[{i}]") for i, message in enumerate(given.messages or ())]
         kind = "chat"
     if given.conversation_id is None:
-        from latent_memory import generated
+        from latent_memory.generated import id_of
 
         # Without times: the same once more is the same conversation.
-        name = generated.conversation_id([generated.turn_digest(turn) for turn in turns], None)
-        report = memory.add(Conversation(turns=turns, title=given.title, type=kind), scope)
+        conversation = Conversation(turns=turns, title=given.title, type=kind)
+        name = id_of(conversation)
+        report = memory.add(conversation, scope)
     else:
         name = given.conversation_id
         report = memory.extend(name, _following(turns, given.title, kind), scope)
     count = report.turns_added
-    added = f"{count} turn{'' if count == 1 else 's'} added to" if count else "Nothing to add: all of it is already in"
+    added = f"{many(count, 'turn')} added to" if count else "Nothing to add: all of it is already in"
     return Answer(
         f"{added} conversation {_named(name)}.", Added(conversation_id=name, uri=uri_of(name), turns_added=count)
     )
@@ -191,9 +193,9 @@ def _following(
 
 def _forget(memory: LatentMemory, scope: str, given: ForgetArguments) -> Answer:
     ids = list(dict.fromkeys(given.conversation_ids))
-    missing = [each for each in ids if memory.get(each, scope=scope) is None]
+    missing = memory.missing(ids, scope=scope)
     gone = memory.forget(ids, scope=scope)
-    told = f"{gone} conversation{'' if gone == 1 else 's'} forgotten."
+    told = f"{many(gone, 'conversation')} forgotten."
     if missing:
         told += f" Not found: {', '.join(map(_named, missing))}."
     return Answer(told, Forgotten(forgotten=gone, not_found=missing))
@@ -222,8 +224,8 @@ def _listed(info: ConversationInfo) -> Listed:
 
 
 def _line_of(number: int, info: ConversationInfo) -> str:
-    turns = f"{info.turns} turn{'' if info.turns == 1 else 's'}"
-    first = f"\n{number}. {in_words(info.timestamp)}, conversation {_named(info.conversation_id)}, {turns}\n"
+    place = f"conversation {_named(info.conversation_id)}, {many(info.turns, 'turn')}"
+    first = f"\n{number}. {in_words(info.timestamp)}, {place}\n"
     # What was generated from one sentence is that sentence twice.
     about = dict.fromkeys((one_line(info.title, _TITLE), one_line(info.summary, _SUMMARY)))
     return first + "".join(f"  {line}\n" for line in about)
@@ -333,17 +335,6 @@ def whole(conversation: Conversation, scope: str) -> str:
 
 
 # -- how it is written ----------------------------------------------------------------------------------------
-
-
-def fenced(parts: Iterable[str]) -> str:
-    """Return stored words, line by line harmless, within the fence that a context has."""
-    return f"{OPENING}{defused(''.join(parts))}{CLOSING}"
-
-
-def one_line(text: str, most: int) -> str:
-    """Return a stored text on one line, defused, and cut if it is longer."""
-    line = " ".join(defused(text).split())
-    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
 
 def _named(conversation_id: str) -> str:

@@ -143,25 +143,14 @@ class _Door:
         """Return wishes and what is said, for a request that names what it goes on with."""
         if wishes.scope is None:
             return wishes, live
-        named = body.get("conversation")
-        named = named.get("id") if isinstance(named, Mapping) else named
-        named = named if isinstance(named, str) and named.strip() and named.isprintable() else None
+        named = enrichment.conversation_in(body)
         if named is not None and len(named) > NAME_CHARACTERS:
             raise ProblemError(
                 400,
                 f"conversation: at most {NAME_CHARACTERS:,} characters were expected, not {len(named):,}",
                 code="input",
             )
-        previous = body.get("previous_response_id")
-        if named is None and isinstance(previous, str):
-            recorder = self._service.recorder
-            asked = recorder.asked(wishes.scope, previous)
-            if asked is not None:
-                named, before = asked
-                live = [*before, *live]
-            else:
-                named = recorder.linked(wishes.scope, ("response", previous))
-        continues = named is not None or isinstance(previous, str)
+        named, live, continues = self._service.recorder.continued(wishes.scope, body, live)
         # A name that the request gives us goes before.
         return replace(wishes, conversation_id=wishes.conversation_id or named, continues=continues), live
 
@@ -205,7 +194,7 @@ class _Door:
 
     async def _body(self, request: Request) -> tuple[bytes, dict[str, Any]]:
         """Return a request's body, as it came and as JSON."""
-        if media_type(request) != JSON:
+        if media_type(request.headers) != JSON:
             raise wrong_type(JSON)
         content = await body_of(request)
         body = await sized(self._service, len(content), parsed, content, self._settings.most_depth)

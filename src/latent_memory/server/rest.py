@@ -11,7 +11,6 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -36,6 +35,7 @@ from latent_memory.server.observing import Observer
 from latent_memory.server.problems import ProblemError
 from latent_memory.server.relaying import while_there
 from latent_memory.server.service import Service
+from latent_memory.server.writing import written
 
 PREFIX = "/v1/memory"
 # How much of an export is read at a time.
@@ -94,7 +94,7 @@ class _Rest:
 
     async def add(self, request: Request) -> Response:
         caller_of(request).check_may_write()
-        kind, skip_bad = media_type(request), _flag(request, "skip_bad")
+        kind, skip_bad = media_type(request.headers), _flag(request, "skip_bad")
         if kind == NDJSON:
             return StreamedAdd(request, self._service, self._scope(request), skip_bad=skip_bad)
         if kind != JSON:
@@ -139,7 +139,7 @@ class _Rest:
 
     def _forgotten(self, scope: str, ids: list[str] | None) -> dict[str, Any]:
         memory = self._memory
-        missing = [each for each in dict.fromkeys(ids or ()) if memory.get(each, scope=scope) is None]
+        missing = memory.missing(ids or (), scope=scope)
         gone = memory.forget(ids, scope=scope, everything=ids is None)
         told = {"forgotten": gone, "not_found": missing}
         # What was forgotten is forgotten, whether or not this can be told.
@@ -282,7 +282,7 @@ def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = 
 def _body(conversation: Conversation) -> bytes:
     told = conversation_json(conversation, range(len(conversation.turns)))
     # Not orjson: metadata may hold whole numbers of any size.
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    return written(told)
 
 
 def _flag(request: Request, name: str) -> bool:

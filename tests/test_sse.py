@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_memory.server.sse import Events
+from latent_memory.sse import Events
 
 
 def read(*chunks: bytes, most: int = 1 << 20) -> list[str]:
