@@ -19,9 +19,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from latent_memory import Conversation, LatentMemory, Turn
-from latent_memory.errors import InputError
+from latent_memory.errors import InputError, MissingExtraError
+from latent_memory.server.app import create_app
 from latent_memory.server.local_upstream import MOST_WAITING, LocalUpstream
 from latent_memory.server.problems import ProblemError
+from latent_memory.server.settings import Settings
 from latent_memory.server.upstream import Sending
 from served import Served
 from tiny_model import saved, talkative
@@ -412,3 +414,10 @@ def test_the_model_of_the_examples_remembers(make_client: MakeClient, memory: La
     for way in ("prompt", "kv"):
         body = asked("What is my dog called?", max_tokens=24, memory={"way": way, "mode": "recall"})
         assert "Biscuit" in client.post(CHAT, json=body).json()["choices"][0]["message"]["content"]
+
+
+def test_without_the_extra_the_server_does_not_begin(memory: LatentMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    with pytest.raises(MissingExtraError, match=r"pip install 'latent-memory\[llm\]'"):
+        create_app(memory, Settings(upstream="local:smollm2"))

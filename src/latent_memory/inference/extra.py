@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -23,7 +24,22 @@ def needed(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
             raise
-        raise MissingExtraError(f"local models need the package {name}. Install it with: {INSTALL}") from None
+        raise _missing(name) from None
+
+
+def check() -> None:
+    """Look whether the extra is installed, without the seconds that importing it takes.
+
+    Raises:
+        MissingExtraError: if it is not.
+    """
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise _missing(name)
+
+
+def _missing(name: str) -> MissingExtraError:
+    return MissingExtraError(f"local models need the package {name}. Install it with: {INSTALL}")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from latent_memory import enrichment
 from latent_memory.errors import InputError, LatentMemoryError, ModelError, ModelMemoryError
+from latent_memory.inference import extra
 from latent_memory.memory import LatentMemory
 from latent_memory.records import Context
 from latent_memory.server.problems import ProblemError
@@ -57,11 +58,17 @@ class LocalUpstream:
     Args:
         name: of the model, as `LocalModel.load` takes it.
         memory: has the conversations that keys and values are made of.
+
+    Raises:
+        InputError: for no name.
+        MissingExtraError: if the extra `llm` is not installed.
     """
 
     def __init__(self, name: str, memory: LatentMemory) -> None:
         if not name.strip():
             raise InputError("upstream: local: names no model; local:smollm2 does")
+        # Now, and not when the first chat comes.
+        extra.check()
         self._source = name
         self.ways = WAYS
         self.name = Path(name).name or name
